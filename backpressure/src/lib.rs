@@ -1,0 +1,1 @@
+//! Everything that may say 'not yet': byte credits, bounded edges, the budget sheet.

@@ -1,0 +1,1 @@
+//! The kinesin program: command line, site files, plans, reports.

@@ -1,0 +1,2 @@
+//! The kinesin program.
+fn main() {}

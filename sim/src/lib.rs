@@ -1,0 +1,1 @@
+//! Simulated tissue and scope with ground truth, replay of recorded data, faults, scoring.

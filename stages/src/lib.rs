@@ -1,0 +1,1 @@
+//! One folder per stage in flow order, and pipeline.rs, the only wiring.

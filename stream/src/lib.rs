@@ -1,0 +1,19 @@
+//! What flows and how it flows.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`ids`] | who is who: sections, mFOVs, beams, attempts, tiles |
+//! | [`geometry`] | coordinates, boxes and voxel sizes with their units and axis order in the type |
+//! | [`map`] | the transforms that are stored and exchanged: affine and grid |
+//! | [`pixels`] | one 8-bit grey image |
+//! | [`plan`] | what an acquisition promises: run, sections, mFOVs, tiles |
+//! | [`tile`] | a tile on its way, and the loss that takes its place |
+//!
+//! Absent on purpose: algorithms (they are in `stages`), instruments (`acquire`), configuration files (`deploy`).
+
+pub mod geometry;
+pub mod ids;
+pub mod map;
+pub mod pixels;
+pub mod plan;
+pub mod tile;

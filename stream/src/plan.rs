@@ -1,0 +1,86 @@
+//! What an acquisition promises, before any pixel moves.
+//!
+//! ```text
+//! RunPlan ── optics, planned extent, number of sections          known when the instrument opens
+//!   SectionPlan ── serial index (z), regions' mFOVs               known when the section begins
+//!     MfovPlan ── the promised tiles
+//!       PlannedTile ── key, file name, nominal place in the section
+//! ```
+//! Whoever gathers counts to these totals; a tile that will never come is a [`Loss`](crate::tile::Loss), never a silence.
+
+use serde::{Deserialize, Serialize};
+
+use crate::geometry::{BoxXy, Xy};
+use crate::ids::{MfovId, SectionId, SerialIndex, TileKey};
+
+/// What the budget sheet and the volume need to know before the first tile.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RunPlan {
+    /// Name of the acquisition.
+    pub name: String,
+    /// Beams per mFOV.
+    pub beams: u16,
+    /// Tile width and height in pixels.
+    pub tile_px: Xy<u32>,
+    /// Side of a pixel, nm.
+    pub pixel_size_nm: f64,
+    /// Section thickness, nm.
+    pub thickness_nm: f64,
+    /// Planned number of sections; serial indexes run from 0 to this.
+    pub sections: u32,
+    /// Most mFOVs in one section.
+    pub mfovs_per_section: u32,
+    /// Where nominal tiles of any section may lie, in section pixels.
+    pub extent: BoxXy,
+    /// Tiles per second at full speed; 0 where the instrument cannot say.
+    pub peak_tiles_per_second: f64,
+}
+
+/// One section's promise.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SectionPlan {
+    /// The cut.
+    pub section: SectionId,
+    /// Its place along z.
+    pub serial: SerialIndex,
+    /// Name as the instrument gives it.
+    pub name: String,
+    /// All stage stops, sorted by id.
+    pub mfovs: Vec<MfovPlan>,
+}
+
+/// The promised tiles of one stage stop, sorted by key.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MfovPlan {
+    /// The stage stop.
+    pub id: MfovId,
+    /// One tile a beam (and attempt).
+    pub tiles: Vec<PlannedTile>,
+}
+
+/// One promised tile.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PlannedTile {
+    /// Who it is.
+    pub key: TileKey,
+    /// File name or TileSpec id: the name in `placements.json`.
+    pub name: String,
+    /// Nominal place of the centre of tile pixel (0, 0), in section pixels.
+    pub nominal: Xy<f64>,
+    /// Width and height, pixels.
+    pub size: Xy<u32>,
+}
+
+impl SectionPlan {
+    /// All promised tiles in key order.
+    pub fn tiles(&self) -> impl Iterator<Item = &PlannedTile> {
+        self.mfovs.iter().flat_map(|m| m.tiles.iter())
+    }
+
+    /// The promised tile with this key.
+    pub fn tile(&self, key: TileKey) -> Option<&PlannedTile> {
+        let mfov = self.mfovs.binary_search_by_key(&key.mfov, |m| m.id).ok()?;
+        let tiles = &self.mfovs[mfov].tiles;
+        tiles.binary_search_by_key(&key, |t| t.key).ok().map(|i| &tiles[i])
+    }
+}
