@@ -1,0 +1,278 @@
+//! The command line: a contract that users script against (README, "Commands").
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use kinesin_stream::geometry::{BoxZyx, Zyx};
+
+/// In-situ streaming pipeline for connectomics: from the microscope's tiles to labelled neurons while it is still imaging.
+#[derive(Debug, Parser)]
+#[command(name = "kinesin", version, after_help = "exit status: 0 complete, 1 complete with losses, 2 bad input or configuration, 3 stopped by a fault")]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+    /// Machine-readable output on standard output instead of tables.
+    #[arg(long, global = true)]
+    pub json: bool,
+}
+
+/// Every command.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// All faults of a site file at once, and the memory budget; no side effects.
+    Check(CheckArgs),
+    /// From the instrument to labels on this machine, over QUIC on loopback.
+    Run(RunArgs),
+    /// The microscope side alone.
+    Send(SideArgs),
+    /// The head alone.
+    Receive(RunArgs),
+    /// Make the private authority and the two certificates of a link.
+    Keys(KeysArgs),
+    /// Write the simulated acquisition as a recorded data set, with its truth.
+    Sim(RunArgs),
+    /// Stitch one or many sections of a recorded data set.
+    Stitch(OfflineArgs),
+    /// Align stitched sections, or a folder of images, one per section in name order.
+    Align(OfflineArgs),
+    /// Flood-fill a volume.
+    Segment(SegmentArgs),
+    /// Classify vessels, cell bodies and resin in a volume.
+    Mask(SegmentArgs),
+    /// Score a result against truth: stitch, alignment or labels.
+    Score(ScoreArgs),
+    /// Serve a run's results to neuroglancer, with a ready link.
+    View(ViewArgs),
+}
+
+/// `kinesin check`.
+#[derive(Debug, Args)]
+pub struct CheckArgs {
+    /// The site file.
+    pub site: PathBuf,
+}
+
+/// A site file and where its results go.
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    /// The site file.
+    pub site: PathBuf,
+    /// Folder of the results; by default the site file's `out`.
+    #[arg(long)]
+    pub out: Option<PathBuf>,
+    /// Replace a finished or different run in the same folder.
+    #[arg(long)]
+    pub overwrite: bool,
+    /// Overrides of the site file.
+    #[command(flatten)]
+    pub tune: Tune,
+    /// Replace a stage by its nominal input, to see what it earns: `stitch`, `align`, `mask` (repeatable).
+    #[arg(long, value_enum)]
+    pub nominal: Vec<Nominal>,
+}
+
+/// `kinesin send`.
+#[derive(Debug, Args)]
+pub struct SideArgs {
+    /// The site file.
+    pub site: PathBuf,
+    /// Overrides of the site file.
+    #[command(flatten)]
+    pub tune: Tune,
+}
+
+/// `kinesin keys`.
+#[derive(Debug, Args)]
+pub struct KeysArgs {
+    /// Folder for authority, head and scope keys.
+    pub dir: PathBuf,
+    /// Replace keys that are already there; peers with the old ones are then refused.
+    #[arg(long)]
+    pub overwrite: bool,
+}
+
+/// `kinesin stitch`, `kinesin align`.
+#[derive(Debug, Args)]
+pub struct OfflineArgs {
+    /// Render TileSpec JSON, FEABAS section text, MultiSEM region folder or a recorded run; for `align` also a folder of images.
+    pub input: PathBuf,
+    /// Folder of the results.
+    #[arg(long)]
+    pub out: PathBuf,
+    /// A site file whose `[stages]` are used; without it the defaults.
+    #[arg(long)]
+    pub site: Option<PathBuf>,
+    /// Replace a finished or different result in the same folder.
+    #[arg(long)]
+    pub overwrite: bool,
+    /// Side of a pixel in nanometres, where the input does not say.
+    #[arg(long)]
+    pub pixel_nm: Option<f64>,
+    /// Overrides.
+    #[command(flatten)]
+    pub tune: Tune,
+}
+
+/// `kinesin segment`, `kinesin mask`.
+#[derive(Debug, Args)]
+pub struct SegmentArgs {
+    /// Folder of images, multi-page TIFF, Zarr or OME-Zarr array, or neuroglancer precomputed volume.
+    pub volume: PathBuf,
+    /// Model folder, a bare ONNX file with the same interface, or the name of a shipped model.
+    #[arg(long)]
+    pub model: Option<String>,
+    /// Folder of the results.
+    #[arg(long)]
+    pub out: PathBuf,
+    /// Part of the volume, half-open, voxels.
+    #[arg(long = "box", value_name = "z0,y0,x0,z1,y1,x1", value_parser = parse_box, allow_hyphen_values = true)]
+    pub part: Option<BoxZyx>,
+    /// Reduce the volume this many times in y and x before use.
+    #[arg(long, default_value_t = 1)]
+    pub reduce: usize,
+    /// Size of a voxel (z,y,x in nm), where the volume does not say.
+    #[arg(long, value_name = "z,y,x", value_parser = parse_voxel)]
+    pub voxel_nm: Option<Zyx<f64>>,
+    /// Sections of the rolling window; by default the whole volume is one window.
+    #[arg(long)]
+    pub window: Option<usize>,
+    /// Class map (from `kinesin mask`) whose cell bodies, vessels and resin are not flooded.
+    #[arg(long)]
+    pub mask: Option<PathBuf>,
+    /// Replace a finished or different result in the same folder.
+    #[arg(long)]
+    pub overwrite: bool,
+    /// Overrides.
+    #[command(flatten)]
+    pub tune: Tune,
+}
+
+/// `kinesin score`.
+#[derive(Debug, Args)]
+pub struct ScoreArgs {
+    /// A run's folder, or a label volume.
+    pub result: PathBuf,
+    /// The truth: a `truth` folder as `kinesin sim` writes it, or a label volume.
+    #[arg(long)]
+    pub truth: PathBuf,
+    /// Part of both volumes, half-open, voxels; the result may be exactly this part.
+    #[arg(long = "box", value_name = "z0,y0,x0,z1,y1,x1", value_parser = parse_box, allow_hyphen_values = true)]
+    pub part: Option<BoxZyx>,
+    /// Sample the truth at every n-th pixel in y and x, where the result was reduced.
+    #[arg(long, default_value_t = 1)]
+    pub reduce: usize,
+}
+
+/// `kinesin view`.
+#[derive(Debug, Args)]
+pub struct ViewArgs {
+    /// A run's folder.
+    pub dir: PathBuf,
+    /// Port on 127.0.0.1; 0 takes a free one.
+    #[arg(long, default_value_t = 8990)]
+    pub port: u16,
+}
+
+/// What may be overridden from the command line.
+#[derive(Clone, Debug, Default, Args)]
+pub struct Tune {
+    /// Worker threads; by default all cores. Results do not depend on it.
+    #[arg(long)]
+    pub workers: Option<usize>,
+    /// Where networks run.
+    #[arg(long, value_enum)]
+    pub provider: Option<ProviderArg>,
+    /// Arithmetic of the networks.
+    #[arg(long, value_enum)]
+    pub precision: Option<PrecisionArg>,
+    /// Requests given to the network at once. Results do not depend on it.
+    #[arg(long)]
+    pub batch: Option<usize>,
+    /// Seed of the simulation.
+    #[arg(long)]
+    pub seed: Option<u64>,
+    /// Folder of example data; by default `KINESIN_DATA`, else `../shared/data`.
+    #[arg(long)]
+    pub data: Option<PathBuf>,
+}
+
+/// Execution providers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ProviderArg {
+    /// The fastest that is present; reported.
+    Auto,
+    /// ONNX Runtime's own.
+    Cpu,
+    /// Intel CPUs and GPUs.
+    Openvino,
+    /// NVIDIA GPUs.
+    Cuda,
+    /// NVIDIA GPUs, compiled.
+    Tensorrt,
+}
+
+/// Arithmetic of the networks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum PrecisionArg {
+    /// 32-bit.
+    F32,
+    /// 16-bit brain floats, where the processor has them.
+    Bf16,
+}
+
+/// Stages that can be replaced by their nominal input.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Nominal {
+    /// Tiles stay where the scope believed they were.
+    Stitch,
+    /// Sections stay where they were montaged.
+    Align,
+    /// Nothing is masked.
+    Mask,
+}
+
+fn numbers<const N: usize, T: std::str::FromStr + Copy + Default>(text: &str) -> Option<[T; N]> {
+    let mut out = [T::default(); N];
+    let mut parts = text.split(',');
+    for o in &mut out {
+        *o = parts.next()?.trim().parse().ok()?;
+    }
+    parts.next().is_none().then_some(out)
+}
+
+fn parse_box(text: &str) -> Result<BoxZyx, String> {
+    let [z0, y0, x0, z1, y1, x1] =
+        numbers(text).ok_or_else(|| format!("got {text:?}, wanted six whole numbers z0,y0,x0,z1,y1,x1"))?;
+    if z0 < z1 && y0 < y1 && x0 < x1 {
+        Ok(BoxZyx { min: Zyx::new(z0, y0, x0), max: Zyx::new(z1, y1, x1) })
+    } else {
+        Err(format!("the box {text} is empty; each of z1,y1,x1 must exceed z0,y0,x0"))
+    }
+}
+
+fn parse_voxel(text: &str) -> Result<Zyx<f64>, String> {
+    match numbers(text) {
+        Some([z, y, x]) if z > 0.0 && y > 0.0 && x > 0.0 => Ok(Zyx::new(z, y, x)),
+        _ => Err(format!("got {text:?}, wanted three positive lengths z,y,x in nanometres, such as 30,12,12")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_box_is_six_numbers_and_not_empty() {
+        assert_eq!(parse_box("80,80,80,176,176,176").expect("valid").shape(), Zyx::new(96, 96, 96));
+        assert!(parse_box("0,0,0,1,1").expect_err("five").contains("six"));
+        assert!(parse_box("0,0,0,1,1,0").expect_err("empty").contains("empty"));
+        assert!(parse_voxel("30,12").is_err());
+    }
+}

@@ -1,0 +1,16 @@
+//! **publish**: the small files of a run, written whole or not at all. Pixels and labels are written by
+//! [`kinesin_stream::volume`].
+//!
+//! ```text
+//! DIR/sections/<z>/montage.json      Render TileSpec list with the solved transforms
+//! DIR/sections/<z>/placements.json   {"tiles": {NAME: MAP}}: tile pixel to section pixel
+//! DIR/sections/<z>/alignment.json    transform into the volume, residuals, verdict
+//! DIR/sections/<z>/quality.json      per tile metrics and verdicts, doubtful overlaps
+//! DIR/alignment.json                 {"direction": "forward", "sections": {NAME: MAP}}: section pixel to volume pixel
+//! ```
+
+mod files;
+mod tilespec;
+
+pub use files::{FileError, SectionFiles, read_json, write_json};
+pub use tilespec::{affine_of, tile_specs};
