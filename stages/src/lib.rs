@@ -1,1 +1,6 @@
 //! One folder per stage in flow order, and pipeline.rs, the only wiring.
+
+pub mod render;
+
+pub mod model;
+pub mod runtime;

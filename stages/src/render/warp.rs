@@ -1,0 +1,336 @@
+//! The inner loops: the inverse lattice of one tile over one strip of rows, and the weighted sums.
+
+use std::borrow::Cow;
+
+use kinesin_stream::geometry::{BoxXy, Xy, full_to_reduced, reduced_to_full};
+use kinesin_stream::map::{Affine, Map};
+use kinesin_stream::pixels::Pixels;
+
+use super::compose::PlacedTile;
+use super::{RenderConfig, RenderError, Tone};
+
+/// Rows that one task sums at a time: sums of a 1024 px wide block then stay in the second-level cache.
+pub(super) const STRIP_ROWS: usize = 64;
+/// How exactly the way back is solved, target pixels.
+const SETTLED_PX: f64 = 1e-4;
+
+/// One tile made ready for a block.
+pub(super) struct Source<'a> {
+    /// Bounds in the reduced target, clipped to the block.
+    part: BoxXy,
+    tone: Tone,
+    /// Full tile size.
+    size: Xy<f64>,
+    /// Tile pixels at the lattice nodes that span `part`.
+    nodes: Lattice,
+    /// Grey values, averaged over `reduction` squared boxes, of a window of the tile.
+    data: Cow<'a, [u8]>,
+    /// Columns of `data`.
+    stride: usize,
+    /// First column and row of `data` in the reduced tile.
+    origin: Xy<usize>,
+    /// Columns and rows of the whole reduced tile.
+    reduced: Xy<usize>,
+    reduction: u32,
+    sharpness: u32,
+    zero_is_empty: bool,
+}
+
+impl<'a> Source<'a> {
+    /// `None` where the tile does not touch the block or is too small to sample.
+    pub(super) fn new(
+        placed: &'a PlacedTile,
+        pixels: &'a Pixels,
+        block: BoxXy,
+        reduction: u32,
+        config: &RenderConfig,
+    ) -> Result<Option<Self>, RenderError> {
+        let s = reduction as usize;
+        let Some(part) = placed.bounds(reduction).intersect(&block) else { return Ok(None) };
+        if pixels.width() < 2 * s || pixels.height() < 2 * s {
+            return Ok(None);
+        }
+        let nodes = Lattice::solve(placed, part, reduction, i64::from(config.lattice_px))?;
+        let mut source = Self {
+            part,
+            tone: placed.tone,
+            size: Xy::new(f64::from(placed.size.x), f64::from(placed.size.y)),
+            nodes,
+            data: Cow::Borrowed(pixels.data()),
+            stride: pixels.width(),
+            origin: Xy::new(0, 0),
+            reduced: Xy::new(pixels.width() / s, pixels.height() / s),
+            reduction,
+            sharpness: config.seam_sharpness,
+            zero_is_empty: config.zero_is_empty,
+        };
+        if s > 1 {
+            source.reduce(pixels);
+        }
+        Ok(Some(source))
+    }
+
+    /// Averages the part of the tile that the block can show.
+    fn reduce(&mut self, pixels: &Pixels) {
+        let s = self.reduction as usize;
+        let (from, to) = self.window();
+        let size = Xy::new(to.x - from.x, to.y - from.y);
+        let area = self.reduction * self.reduction;
+        let mut data = vec![0u8; size.x * size.y];
+        let mut sums = vec![(0u32, 0u32); size.x];
+        for (y, out) in data.chunks_exact_mut(size.x).enumerate() {
+            sums.fill((0, 0));
+            let first = (from.y + y) * s;
+            for row in (first..first + s).map(|r| &pixels.row(r)[from.x * s..to.x * s]) {
+                for (sum, values) in sums.iter_mut().zip(row.chunks_exact(s)) {
+                    sum.0 += values.iter().map(|&v| u32::from(v)).sum::<u32>();
+                    if self.zero_is_empty {
+                        sum.1 += values.iter().filter(|v| **v == 0).count() as u32;
+                    }
+                }
+            }
+            for (o, (sum, empty)) in out.iter_mut().zip(&sums) {
+                let full = area - empty;
+                *o = if 2 * empty > area { 0 } else { ((sum + full / 2) / full) as u8 };
+            }
+        }
+        self.data = Cow::Owned(data);
+        self.stride = size.x;
+        self.origin = from;
+    }
+
+    /// First and one past the last reduced tile pixel that the block can show.
+    fn window(&self) -> (Xy<usize>, Xy<usize>) {
+        let s = f64::from(self.reduction);
+        let (low, high) = reach(&self.nodes.back);
+        let from = |v: f64, n: usize| (full_to_reduced(v, s) - 1.0).floor().clamp(0.0, n as f64 - 2.0) as usize;
+        let to = |v: f64, n: usize| (full_to_reduced(v, s) + 3.0).ceil().clamp(2.0, n as f64) as usize;
+        let min = Xy::new(from(low.x, self.reduced.x), from(low.y, self.reduced.y));
+        let max = Xy::new(to(high.x, self.reduced.x), to(high.y, self.reduced.y));
+        (min, Xy::new(max.x.max(min.x + 2), max.y.max(min.y + 2)))
+    }
+}
+
+/// The way back from target to tile at nodes `step` output pixels apart, counted from the target's origin.
+struct Lattice {
+    step: i64,
+    /// First node.
+    first: Xy<i64>,
+    columns: usize,
+    /// Tile pixels, row by row.
+    back: Vec<Xy<f64>>,
+}
+
+impl Lattice {
+    /// All nodes of the cells that touch `part`.
+    fn solve(placed: &PlacedTile, part: BoxXy, reduction: u32, step: i64) -> Result<Self, RenderError> {
+        let first = Xy::new(part.min.x.div_euclid(step), part.min.y.div_euclid(step));
+        let last = Xy::new((part.max.x - 1).div_euclid(step) + 1, (part.max.y - 1).div_euclid(step) + 1);
+        let guess = linear_inverse(&placed.map, placed.size);
+        let at = |n: i64| reduced_to_full((n * step) as f64, f64::from(reduction));
+        let nodes = (first.y..=last.y).flat_map(|r| (first.x..=last.x).map(move |c| Xy::new(at(c), at(r))));
+        let back = nodes.map(|q| invert(placed, &guess, q)).collect::<Result<_, _>>()?;
+        Ok(Self { step, first, columns: (last.x - first.x + 1) as usize, back })
+    }
+
+    /// Tile pixels at the four corners of cell (`column`, `row`).
+    fn corners(&self, column: i64, row: i64) -> [Xy<f64>; 4] {
+        let i = (row - self.first.y) as usize * self.columns + (column - self.first.x) as usize;
+        [self.back[i], self.back[i + 1], self.back[i + self.columns], self.back[i + self.columns + 1]]
+    }
+}
+
+/// The tile pixel whose image is `q`.
+fn invert(placed: &PlacedTile, guess: &Affine, q: Xy<f64>) -> Result<Xy<f64>, RenderError> {
+    let first = guess.apply(q);
+    let [[a, b, _], [c, d, _]] = guess.rows;
+    let mut p = first;
+    // The map is close to its linear part, so each step shrinks the error by the bend per pixel.
+    for _ in 0..12 {
+        let e = q - placed.map.apply(p);
+        p = Xy::new(p.x + a * e.x + b * e.y, p.y + c * e.x + d * e.y);
+        if e.norm() < SETTLED_PX {
+            return Ok(p);
+        }
+    }
+    let fold = RenderError::NotInvertible { key: placed.key, x: q.x as i64, y: q.y as i64 };
+    placed.map.invert_at(q, first).ok_or(fold)
+}
+
+/// Smallest and largest coordinates.
+fn reach(points: &[Xy<f64>]) -> (Xy<f64>, Xy<f64>) {
+    let none = (Xy::new(f64::MAX, f64::MAX), Xy::new(f64::MIN, f64::MIN));
+    points.iter().fold(none, |(low, high), p| {
+        (Xy::new(low.x.min(p.x), low.y.min(p.y)), Xy::new(high.x.max(p.x), high.y.max(p.y)))
+    })
+}
+
+/// Inverse of the affine map through the tile's corners and centre, identity linear part where it is flat.
+fn linear_inverse(map: &Map, size: Xy<u32>) -> Affine {
+    if let Map::Affine(a) = map {
+        return a.inverse().unwrap_or(Affine::IDENTITY);
+    }
+    let (w, h) = (f64::from(size.x), f64::from(size.y));
+    let at = |u: f64, v: f64| map.apply(Xy::new(u * w, v * h));
+    let dx = (at(1.0, 0.0) + at(1.0, 1.0) - at(0.0, 0.0) - at(0.0, 1.0)) * (0.5 / w);
+    let dy = (at(0.0, 1.0) + at(1.0, 1.0) - at(0.0, 0.0) - at(1.0, 0.0)) * (0.5 / h);
+    let centre = at(0.5, 0.5);
+    let t = centre - Xy::new(dx.x * w / 2.0 + dy.x * h / 2.0, dx.y * w / 2.0 + dy.y * h / 2.0);
+    let a = Affine { rows: [[dx.x, dy.x, t.x], [dx.y, dy.y, t.y]] };
+    a.inverse().unwrap_or(Affine::translation(Xy::default() - centre))
+}
+
+/// Weighted sums of a strip of the reduced target.
+pub(super) struct Sums {
+    strip: BoxXy,
+    width: usize,
+    /// Sum of weight times value, sum of weights.
+    sums: Vec<(f32, f32)>,
+}
+
+/// A straight run of samples: place and step, in full tile pixels, counted from the cell's first column.
+struct Run {
+    x: f32,
+    y: f32,
+    dx: f32,
+    dy: f32,
+    /// Columns of the cell before the first one wanted.
+    skip: usize,
+}
+
+impl Run {
+    /// Tile pixel of wanted column `i`.
+    #[inline(always)]
+    fn at(&self, i: usize) -> (f32, f32) {
+        let t = (i + self.skip) as f32;
+        (self.x + self.dx * t, self.y + self.dy * t)
+    }
+}
+
+impl Sums {
+    pub(super) fn new(strip: BoxXy) -> Self {
+        let size = strip.size();
+        Self { strip, width: size.x, sums: vec![(0.0, 0.0); size.x * size.y] }
+    }
+
+    /// Adds what one tile shows in the strip.
+    pub(super) fn add(&mut self, s: &Source<'_>) {
+        let Some(part) = s.part.intersect(&self.strip) else { return };
+        let n = s.nodes.step;
+        for r in part.min.y.div_euclid(n)..=(part.max.y - 1).div_euclid(n) {
+            for c in part.min.x.div_euclid(n)..=(part.max.x - 1).div_euclid(n) {
+                let min = Xy::new((c * n).max(part.min.x), (r * n).max(part.min.y));
+                let max = Xy::new(((c + 1) * n).min(part.max.x), ((r + 1) * n).min(part.max.y));
+                self.add_cell(s, Xy::new(c, r), BoxXy { min, max });
+            }
+        }
+    }
+
+    /// Adds the pixels `inside` of one lattice cell.
+    fn add_cell(&mut self, s: &Source<'_>, cell: Xy<i64>, inside: BoxXy) {
+        let corners = s.nodes.corners(cell.x, cell.y);
+        let node = Xy::new(cell.x * s.nodes.step, cell.y * s.nodes.step);
+        let (low, high) = reach(&corners);
+        let (right, bottom) = (s.size.x - 1.0, s.size.y - 1.0);
+        if high.x < 0.0 || high.y < 0.0 || low.x > right || low.y > bottom {
+            return;
+        }
+        // Two reduced pixels from the border every neighbour exists, also where the last box was cut off.
+        let rim = 2.0 * f64::from(s.reduction);
+        let clear = low.x > rim && low.y > rim && high.x < right - rim && high.y < bottom - rim;
+        let n = s.nodes.step as f64;
+        for y in inside.min.y..inside.max.y {
+            let v = (y - node.y) as f64 / n;
+            let left = corners[0] * (1.0 - v) + corners[2] * v;
+            let step = (corners[1] * (1.0 - v) + corners[3] * v - left) * (1.0 / n);
+            let skip = (inside.min.x - node.x) as usize;
+            let run = Run { x: left.x as f32, y: left.y as f32, dx: step.x as f32, dy: step.y as f32, skip };
+            let offset = (y - self.strip.min.y) as usize * self.width + (inside.min.x - self.strip.min.x) as usize;
+            let out = &mut self.sums[offset..offset + inside.size().x];
+            match (clear && !s.zero_is_empty, s.sharpness) {
+                (true, 1) => add_clear::<1>(s, &run, out),
+                (true, 2) => add_clear::<2>(s, &run, out),
+                (true, _) => add_clear::<4>(s, &run, out),
+                (false, _) => add_checked(s, &run, out),
+            }
+        }
+    }
+
+    /// Rounds the means into `out`, rows of the strip.
+    pub(super) fn finish(&self, out: &mut [u8]) {
+        for (o, &(value, weight)) in out.iter_mut().zip(&self.sums) {
+            *o = if weight > 0.0 { ((value / weight) + 0.5).clamp(1.0, 255.0) as u8 } else { 0 };
+        }
+    }
+}
+
+/// Weight of a sample `d` px from the tile's border.
+#[inline(always)]
+fn weight(d: f32, sharpness: u32) -> f32 {
+    match sharpness {
+        1 => d,
+        2 => d * d,
+        _ => (d * d) * (d * d),
+    }
+}
+
+/// A run that lies inside the tile with all its neighbours.
+fn add_clear<const SHARPNESS: u32>(s: &Source<'_>, run: &Run, out: &mut [(f32, f32)]) {
+    let (w, h) = (s.size.x as f32, s.size.y as f32);
+    let (scale, half) = to_reduced(s.reduction);
+    let (gain, offset) = (s.tone.gain, s.tone.offset);
+    let base = s.origin.y * s.stride + s.origin.x;
+    for (i, o) in out.iter_mut().enumerate() {
+        let (x, y) = run.at(i);
+        let (u, v) = (x * scale - half, y * scale - half);
+        let (c, r) = (u as i32, v as i32);
+        let (fu, fv) = (u - c as f32, v - r as f32);
+        let at = r as usize * s.stride + c as usize - base;
+        let top = &s.data[at..at + 2];
+        let low = &s.data[at + s.stride..at + s.stride + 2];
+        let value = bilinear([top[0], top[1], low[0], low[1]], fu, fv);
+        let k = weight((x + 1.0).min(w - x).min((y + 1.0).min(h - y)), SHARPNESS);
+        o.0 += k * (value * gain + offset);
+        o.1 += k;
+    }
+}
+
+/// A run that may leave the tile or meet empty pixels.
+fn add_checked(s: &Source<'_>, run: &Run, out: &mut [(f32, f32)]) {
+    let (w, h) = (s.size.x as f32, s.size.y as f32);
+    let (scale, half) = to_reduced(s.reduction);
+    let last = (s.reduced.x as i32 - 2, s.reduced.y as i32 - 2);
+    let base = s.origin.y * s.stride + s.origin.x;
+    for (i, o) in out.iter_mut().enumerate() {
+        let (x, y) = run.at(i);
+        if !(x >= 0.0 && y >= 0.0 && x <= w - 1.0 && y <= h - 1.0) {
+            continue;
+        }
+        // The rim of a reduced tile has no neighbour to blend with: it takes the last pixel.
+        let (u, v) = ((x * scale - half).max(0.0), (y * scale - half).max(0.0));
+        let (c, r) = ((u as i32).min(last.0), (v as i32).min(last.1));
+        let (fu, fv) = ((u - c as f32).min(1.0), (v - r as f32).min(1.0));
+        let at = r as usize * s.stride + c as usize - base;
+        let four = [s.data[at], s.data[at + 1], s.data[at + s.stride], s.data[at + s.stride + 1]];
+        let shares = [(1.0 - fu) * (1.0 - fv), fu * (1.0 - fv), (1.0 - fu) * fv, fu * fv];
+        if s.zero_is_empty && four.iter().zip(shares).any(|(v, share)| *v == 0 && share > 0.0) {
+            continue;
+        }
+        let k = weight((x + 1.0).min(w - x).min((y + 1.0).min(h - y)), s.sharpness);
+        o.0 += k * (bilinear(four, fu, fv) * s.tone.gain + s.tone.offset);
+        o.1 += k;
+    }
+}
+
+#[inline(always)]
+fn bilinear(four: [u8; 4], fu: f32, fv: f32) -> f32 {
+    let [a, b, c, d] = four.map(f32::from);
+    let top = a + (b - a) * fu;
+    top + (c + (d - c) * fu - top) * fv
+}
+
+/// Full tile pixel `x` is reduced tile pixel `x scale - half`.
+fn to_reduced(reduction: u32) -> (f32, f32) {
+    let n = reduction as f32;
+    (1.0 / n, (n - 1.0) / (2.0 * n))
+}
