@@ -38,7 +38,7 @@ impl Bytes {
     /// The exact text: the largest unit in which it is a whole number.
     fn exact(self) -> String {
         let (unit, size) =
-            UNITS.into_iter().find(|(_, size)| self.0 >= *size && self.0 % size == 0).unwrap_or(("B", 1));
+            UNITS.into_iter().find(|(_, size)| self.0 >= *size && self.0.is_multiple_of(*size)).unwrap_or(("B", 1));
         format!("{} {unit}", self.0 / size)
     }
 }

@@ -8,6 +8,9 @@
 //! | [`pixels`] | one 8-bit grey image |
 //! | [`plan`] | what an acquisition promises: run, sections, mFOVs, tiles |
 //! | [`tile`] | a tile on its way, and the loss that takes its place |
+//! | [`stage`] | the trait of a box that maps, and what travels on an edge |
+//! | [`runner`] | starts the threads, names who fails, counts who works |
+//! | [`volume`] | voxels at rest: readers of the volumes people have, writers of those that a run leaves |
 //!
 //! Absent on purpose: algorithms (they are in `stages`), instruments (`acquire`), configuration files (`deploy`).
 
@@ -16,4 +19,7 @@ pub mod ids;
 pub mod map;
 pub mod pixels;
 pub mod plan;
+pub mod runner;
+pub mod stage;
 pub mod tile;
+pub mod volume;
