@@ -9,6 +9,7 @@
 //! | [`plan`] | what an acquisition promises: run, sections, mFOVs, tiles |
 //! | [`tile`] | a tile on its way, and the loss that takes its place |
 //! | [`stage`] | the trait of a box that maps, and what travels on an edge |
+//! | [`ledger`] | the state of every promised tile, in an embedded store |
 //! | [`runner`] | starts the threads, names who fails, counts who works |
 //! | [`volume`] | voxels at rest: readers of the volumes people have, writers of those that a run leaves |
 //!
@@ -16,6 +17,7 @@
 
 pub mod geometry;
 pub mod ids;
+pub mod ledger;
 pub mod map;
 pub mod pixels;
 pub mod plan;
