@@ -1,1 +1,3 @@
 //! Simulated tissue and scope with ground truth, replay of recorded data, faults, scoring.
+
+pub mod tissue;
