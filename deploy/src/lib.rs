@@ -1,1 +1,50 @@
-//! The kinesin program: command line, site files, plans, reports.
+//! The only binary: command line, site files, plans, reports.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`cli`] | the command line, a contract |
+//! | [`site`], [`faults`] | the site file, all its mistakes told at once |
+//! | [`check`] | `kinesin check`: the plan and the memory budget |
+//! | [`run`] | `kinesin run`, `send`, `receive`: the live line |
+//! | [`offline`] | `kinesin sim`, `stitch`, `align`: recorded data through the same stages |
+//! | [`segment`] | `kinesin segment`, `mask`: a volume through the same stages |
+//! | [`score`] | `kinesin score` |
+//! | [`report`], [`progress`] | what people see |
+//! | [`view`] | `kinesin view` |
+//! | [`outcome`] | exit codes |
+//!
+//! Absent on purpose: algorithms (they are in `stages`) and anything that a library user would want to call.
+
+pub mod check;
+pub mod cli;
+pub mod faults;
+pub mod offline;
+pub mod outcome;
+pub mod progress;
+pub mod report;
+pub mod run;
+pub mod score;
+pub mod segment;
+pub mod site;
+pub mod view;
+
+use cli::{Cli, Command};
+use outcome::{Failure, Outcome};
+
+/// Does what the command line says.
+pub fn execute(cli: &Cli) -> Result<Outcome, Failure> {
+    match &cli.command {
+        Command::Check(args) => check::check(args, cli.json),
+        Command::Run(args) => run::run(args, cli.json),
+        Command::Send(args) => run::send(args, cli.json),
+        Command::Receive(args) => run::receive(args, cli.json),
+        Command::Keys(args) => run::keys(args, cli.json),
+        Command::Sim(args) => offline::sim(args, cli.json),
+        Command::Stitch(args) => offline::stitch(args, cli.json),
+        Command::Align(args) => offline::align(args, cli.json),
+        Command::Segment(args) => segment::segment(args, cli.json),
+        Command::Mask(args) => segment::mask(args, cli.json),
+        Command::Score(args) => score::score(args, cli.json),
+        Command::View(args) => view::view(&args.dir, args.port).map(|()| Outcome::Complete).map_err(Failure::input),
+    }
+}
