@@ -4,3 +4,6 @@ pub mod render;
 
 pub mod model;
 pub mod runtime;
+
+pub mod inspect;
+pub mod pointmatch;
