@@ -28,8 +28,22 @@ pub mod segment;
 pub mod site;
 pub mod view;
 
+use std::process::ExitCode;
+
+use clap::Parser;
 use cli::{Cli, Command};
-use outcome::{Failure, Outcome};
+use outcome::{Failure, Outcome, exit_code};
+
+/// The whole program: reads the command line, does it, says why not, gives the exit status.
+pub fn program() -> ExitCode {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("KINESIN_LOG").unwrap_or_else(|_| "warn".into());
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let result = execute(&Cli::parse());
+    if let Err(failure) = &result {
+        eprintln!("error: {failure}");
+    }
+    ExitCode::from(exit_code(&result))
+}
 
 /// Does what the command line says.
 pub fn execute(cli: &Cli) -> Result<Outcome, Failure> {
