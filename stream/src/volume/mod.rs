@@ -265,3 +265,6 @@ impl VolumeError {
         Self::Unsupported { path: path.to_path_buf(), what: what.into(), remedy }
     }
 }
+
+#[cfg(test)]
+mod tests;
