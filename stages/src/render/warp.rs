@@ -19,10 +19,11 @@ pub(super) struct Source<'a> {
     /// Bounds in the reduced target, clipped to the block.
     part: BoxXy,
     tone: Tone,
-    /// Full tile size.
-    size: Xy<f64>,
-    /// Tile pixels at the lattice nodes that span `part`.
+    /// Pixels of the reduced tile at the lattice nodes that span `part`.
     nodes: Lattice,
+    /// Smallest and largest reduced tile pixel that shows tissue.
+    low: Xy<f64>,
+    high: Xy<f64>,
     /// Grey values, averaged over `reduction` squared boxes, of a window of the tile.
     data: Cow<'a, [u8]>,
     /// Columns of `data`.
@@ -51,11 +52,14 @@ impl<'a> Source<'a> {
             return Ok(None);
         }
         let nodes = Lattice::solve(placed, part, reduction, i64::from(config.lattice_px))?;
+        let half = -full_to_reduced(0.0, f64::from(reduction));
+        let last = |n: u32| full_to_reduced(f64::from(n - 1), f64::from(reduction));
         let mut source = Self {
             part,
             tone: placed.tone,
-            size: Xy::new(f64::from(placed.size.x), f64::from(placed.size.y)),
             nodes,
+            low: Xy::new(-half, -half),
+            high: Xy::new(last(placed.size.x), last(placed.size.y)),
             data: Cow::Borrowed(pixels.data()),
             stride: pixels.width(),
             origin: Xy::new(0, 0),
@@ -99,12 +103,16 @@ impl<'a> Source<'a> {
         self.origin = from;
     }
 
+    /// Smallest and largest place that shows tissue, fixed point.
+    fn border(&self) -> ((i64, i64), (i64, i64)) {
+        ((fixed(self.low.x), fixed(self.low.y)), (fixed(self.high.x), fixed(self.high.y)))
+    }
+
     /// First and one past the last reduced tile pixel that the block can show.
     fn window(&self) -> (Xy<usize>, Xy<usize>) {
-        let s = f64::from(self.reduction);
         let (low, high) = reach(&self.nodes.back);
-        let from = |v: f64, n: usize| (full_to_reduced(v, s) - 1.0).floor().clamp(0.0, n as f64 - 2.0) as usize;
-        let to = |v: f64, n: usize| (full_to_reduced(v, s) + 3.0).ceil().clamp(2.0, n as f64) as usize;
+        let from = |v: f64, n: usize| (v - 1.0).floor().clamp(0.0, n as f64 - 2.0) as usize;
+        let to = |v: f64, n: usize| (v + 3.0).ceil().clamp(2.0, n as f64) as usize;
         let min = Xy::new(from(low.x, self.reduced.x), from(low.y, self.reduced.y));
         let max = Xy::new(to(high.x, self.reduced.x), to(high.y, self.reduced.y));
         (min, Xy::new(max.x.max(min.x + 2), max.y.max(min.y + 2)))
@@ -117,7 +125,7 @@ struct Lattice {
     /// First node.
     first: Xy<i64>,
     columns: usize,
-    /// Tile pixels, row by row.
+    /// Reduced tile pixels, row by row.
     back: Vec<Xy<f64>>,
 }
 
@@ -127,13 +135,15 @@ impl Lattice {
         let first = Xy::new(part.min.x.div_euclid(step), part.min.y.div_euclid(step));
         let last = Xy::new((part.max.x - 1).div_euclid(step) + 1, (part.max.y - 1).div_euclid(step) + 1);
         let guess = linear_inverse(&placed.map, placed.size);
-        let at = |n: i64| reduced_to_full((n * step) as f64, f64::from(reduction));
+        let s = f64::from(reduction);
+        let at = |n: i64| reduced_to_full((n * step) as f64, s);
+        let reduced = |p: Xy<f64>| Xy::new(full_to_reduced(p.x, s), full_to_reduced(p.y, s));
         let nodes = (first.y..=last.y).flat_map(|r| (first.x..=last.x).map(move |c| Xy::new(at(c), at(r))));
-        let back = nodes.map(|q| invert(placed, &guess, q)).collect::<Result<_, _>>()?;
+        let back = nodes.map(|q| invert(placed, &guess, q).map(reduced)).collect::<Result<_, _>>()?;
         Ok(Self { step, first, columns: (last.x - first.x + 1) as usize, back })
     }
 
-    /// Tile pixels at the four corners of cell (`column`, `row`).
+    /// Reduced tile pixels at the four corners of cell (`column`, `row`).
     fn corners(&self, column: i64, row: i64) -> [Xy<f64>; 4] {
         let i = (row - self.first.y) as usize * self.columns + (column - self.first.x) as usize;
         [self.back[i], self.back[i + 1], self.back[i + self.columns], self.back[i + self.columns + 1]]
@@ -188,23 +198,36 @@ pub(super) struct Sums {
     sums: Vec<(f32, f32)>,
 }
 
-/// A straight run of samples: place and step, in full tile pixels, counted from the cell's first column.
+/// Bits of fraction of a sample's place.
+const FRACTION: u32 = 20;
+/// Bits of fraction of a bilinear weight: the sum of four products of 8 bits then fits 32 bits.
+const SHARE: u32 = 11;
+
+/// A straight run of samples: place and step in reduced tile pixels of fixed point, counted from the cell's first column.
 struct Run {
-    x: f32,
-    y: f32,
-    dx: f32,
-    dy: f32,
+    x: i64,
+    y: i64,
+    dx: i64,
+    dy: i64,
     /// Columns of the cell before the first one wanted.
-    skip: usize,
+    skip: i64,
 }
 
 impl Run {
+    fn new(start: Xy<f64>, step: Xy<f64>, skip: i64) -> Self {
+        Self { x: fixed(start.x), y: fixed(start.y), dx: fixed(step.x), dy: fixed(step.y), skip }
+    }
+
     /// Tile pixel of wanted column `i`.
     #[inline(always)]
-    fn at(&self, i: usize) -> (f32, f32) {
-        let t = (i + self.skip) as f32;
+    fn at(&self, i: usize) -> (i64, i64) {
+        let t = i as i64 + self.skip;
         (self.x + self.dx * t, self.y + self.dy * t)
     }
+}
+
+fn fixed(v: f64) -> i64 {
+    (v * f64::from(1u32 << FRACTION)) as i64
 }
 
 impl Sums {
@@ -231,27 +254,26 @@ impl Sums {
         let corners = s.nodes.corners(cell.x, cell.y);
         let node = Xy::new(cell.x * s.nodes.step, cell.y * s.nodes.step);
         let (low, high) = reach(&corners);
-        let (right, bottom) = (s.size.x - 1.0, s.size.y - 1.0);
-        if high.x < 0.0 || high.y < 0.0 || low.x > right || low.y > bottom {
+        if high.x < s.low.x || high.y < s.low.y || low.x > s.high.x || low.y > s.high.y {
             return;
         }
-        // Two reduced pixels from the border every neighbour exists, also where the last box was cut off.
-        let rim = 2.0 * f64::from(s.reduction);
-        let clear = low.x > rim && low.y > rim && high.x < right - rim && high.y < bottom - rim;
+        // Two pixels from the border every neighbour exists, also where the last box was cut off.
+        let clear = low.x > 2.0 && low.y > 2.0 && high.x < s.high.x - 2.0 && high.y < s.high.y - 2.0;
         let n = s.nodes.step as f64;
         for y in inside.min.y..inside.max.y {
             let v = (y - node.y) as f64 / n;
             let left = corners[0] * (1.0 - v) + corners[2] * v;
             let step = (corners[1] * (1.0 - v) + corners[3] * v - left) * (1.0 / n);
-            let skip = (inside.min.x - node.x) as usize;
-            let run = Run { x: left.x as f32, y: left.y as f32, dx: step.x as f32, dy: step.y as f32, skip };
+            let run = Run::new(left, step, inside.min.x - node.x);
             let offset = (y - self.strip.min.y) as usize * self.width + (inside.min.x - self.strip.min.x) as usize;
             let out = &mut self.sums[offset..offset + inside.size().x];
             match (clear && !s.zero_is_empty, s.sharpness) {
                 (true, 1) => add_clear::<1>(s, &run, out),
                 (true, 2) => add_clear::<2>(s, &run, out),
                 (true, _) => add_clear::<4>(s, &run, out),
-                (false, _) => add_checked(s, &run, out),
+                (false, 1) => add_checked::<1>(s, &run, out),
+                (false, 2) => add_checked::<2>(s, &run, out),
+                (false, _) => add_checked::<4>(s, &run, out),
             }
         }
     }
@@ -264,10 +286,13 @@ impl Sums {
     }
 }
 
-/// Weight of a sample `d` px from the tile's border.
+/// Weight of the sample (`x`, `y`) by its distance to the nearest border, which lies one pixel outside `low` and `high`.
 #[inline(always)]
-fn weight(d: f32, sharpness: u32) -> f32 {
-    match sharpness {
+fn weight<const SHARPNESS: u32>(x: i64, y: i64, low: (i64, i64), high: (i64, i64)) -> f32 {
+    let one = 1i64 << FRACTION;
+    let d = ((x - low.0).min(high.0 - x)).min((y - low.1).min(high.1 - y)) + one;
+    let d = d as f32 * (1.0 / (1u32 << FRACTION) as f32);
+    match SHARPNESS {
         1 => d,
         2 => d * d,
         _ => (d * d) * (d * d),
@@ -276,61 +301,63 @@ fn weight(d: f32, sharpness: u32) -> f32 {
 
 /// A run that lies inside the tile with all its neighbours.
 fn add_clear<const SHARPNESS: u32>(s: &Source<'_>, run: &Run, out: &mut [(f32, f32)]) {
-    let (w, h) = (s.size.x as f32, s.size.y as f32);
-    let (scale, half) = to_reduced(s.reduction);
-    let (gain, offset) = (s.tone.gain, s.tone.offset);
+    let (low, high) = s.border();
+    let (gain, offset) = (s.tone.gain / (1u32 << (2 * SHARE)) as f32, s.tone.offset);
     let base = s.origin.y * s.stride + s.origin.x;
     for (i, o) in out.iter_mut().enumerate() {
         let (x, y) = run.at(i);
-        let (u, v) = (x * scale - half, y * scale - half);
-        let (c, r) = (u as i32, v as i32);
-        let (fu, fv) = (u - c as f32, v - r as f32);
-        let at = r as usize * s.stride + c as usize - base;
-        let top = &s.data[at..at + 2];
-        let low = &s.data[at + s.stride..at + s.stride + 2];
-        let value = bilinear([top[0], top[1], low[0], low[1]], fu, fv);
-        let k = weight((x + 1.0).min(w - x).min((y + 1.0).min(h - y)), SHARPNESS);
-        o.0 += k * (value * gain + offset);
+        let at = (y >> FRACTION) as usize * s.stride + (x >> FRACTION) as usize - base;
+        let (top, rest) = s.data[at..at + s.stride + 2].split_at(s.stride);
+        let value = bilinear([top[0], top[1], rest[0], rest[1]], share(x), share(y));
+        let k = weight::<SHARPNESS>(x, y, low, high);
+        o.0 += k * (value as f32 * gain + offset);
         o.1 += k;
     }
 }
 
 /// A run that may leave the tile or meet empty pixels.
-fn add_checked(s: &Source<'_>, run: &Run, out: &mut [(f32, f32)]) {
-    let (w, h) = (s.size.x as f32, s.size.y as f32);
-    let (scale, half) = to_reduced(s.reduction);
-    let last = (s.reduced.x as i32 - 2, s.reduced.y as i32 - 2);
+fn add_checked<const SHARPNESS: u32>(s: &Source<'_>, run: &Run, out: &mut [(f32, f32)]) {
+    let (low, high) = s.border();
+    let (gain, offset) = (s.tone.gain / (1u32 << (2 * SHARE)) as f32, s.tone.offset);
     let base = s.origin.y * s.stride + s.origin.x;
+    let last = ((s.reduced.x as i64 - 1) << FRACTION, (s.reduced.y as i64 - 1) << FRACTION);
     for (i, o) in out.iter_mut().enumerate() {
         let (x, y) = run.at(i);
-        if !(x >= 0.0 && y >= 0.0 && x <= w - 1.0 && y <= h - 1.0) {
+        if x < low.0 || y < low.1 || x > high.0 || y > high.1 {
             continue;
         }
         // The rim of a reduced tile has no neighbour to blend with: it takes the last pixel.
-        let (u, v) = ((x * scale - half).max(0.0), (y * scale - half).max(0.0));
-        let (c, r) = ((u as i32).min(last.0), (v as i32).min(last.1));
-        let (fu, fv) = ((u - c as f32).min(1.0), (v - r as f32).min(1.0));
-        let at = r as usize * s.stride + c as usize - base;
-        let four = [s.data[at], s.data[at + 1], s.data[at + s.stride], s.data[at + s.stride + 1]];
-        let shares = [(1.0 - fu) * (1.0 - fv), fu * (1.0 - fv), (1.0 - fu) * fv, fu * fv];
-        if s.zero_is_empty && four.iter().zip(shares).any(|(v, share)| *v == 0 && share > 0.0) {
+        let (u, v) = (x.clamp(0, last.0), y.clamp(0, last.1));
+        let (c, r) = ((u >> FRACTION) as usize, (v >> FRACTION) as usize);
+        let (right, down) = (usize::from(c + 1 < s.reduced.x), usize::from(r + 1 < s.reduced.y) * s.stride);
+        let at = r * s.stride + c - base;
+        let four = [s.data[at], s.data[at + right], s.data[at + down], s.data[at + down + right]];
+        if s.zero_is_empty && touches_empty(four, share(u), share(v)) {
             continue;
         }
-        let k = weight((x + 1.0).min(w - x).min((y + 1.0).min(h - y)), s.sharpness);
-        o.0 += k * (bilinear(four, fu, fv) * s.tone.gain + s.tone.offset);
+        let k = weight::<SHARPNESS>(x, y, low, high);
+        o.0 += k * (bilinear(four, share(u), share(v)) as f32 * gain + offset);
         o.1 += k;
     }
 }
 
+/// Fraction of a place, as a bilinear weight.
 #[inline(always)]
-fn bilinear(four: [u8; 4], fu: f32, fv: f32) -> f32 {
-    let [a, b, c, d] = four.map(f32::from);
-    let top = a + (b - a) * fu;
-    top + (c + (d - c) * fu - top) * fv
+fn share(v: i64) -> u32 {
+    ((v >> (FRACTION - SHARE)) & ((1 << SHARE) - 1)) as u32
 }
 
-/// Full tile pixel `x` is reduced tile pixel `x scale - half`.
-fn to_reduced(reduction: u32) -> (f32, f32) {
-    let n = reduction as f32;
-    (1.0 / n, (n - 1.0) / (2.0 * n))
+/// Bilinear mean of two pixels above two, times `1 << (2 * SHARE)`.
+#[inline(always)]
+fn bilinear(four: [u8; 4], fu: u32, fv: u32) -> i32 {
+    let [a, b, c, d] = four.map(u32::from);
+    let one = 1 << SHARE;
+    let (top, low) = (a * (one - fu) + b * fu, c * (one - fu) + d * fu);
+    (top * (one - fv) + low * fv) as i32
+}
+
+/// Whether a pixel that takes part in the mean is empty.
+fn touches_empty(four: [u8; 4], fu: u32, fv: u32) -> bool {
+    let takes_part = [true, fu > 0, fv > 0, fu > 0 && fv > 0];
+    four.iter().zip(takes_part).any(|(v, used)| *v == 0 && used)
 }
