@@ -1,0 +1,230 @@
+//! **montage**: from point matches to a map for every tile of a section.
+//!
+//! ```text
+//! matches ─► 1 rigid      one shift a tile, least absolute deviations; pairs that disagree are dropped and named
+//!            2 stiffness  from shifts to bending tiles with a shared lens: softer only where held-out points gain by it
+//!            3 elastic    sparse normal equations, Huber weights; anchored to the nominal places
+//!            4 the rest   tiles without matches follow their neighbours, and are marked
+//! ```
+//! Output maps take tile pixels to section pixels: affine while the section is stiff, else a grid. Section pixels are those of
+//! the nominal places; scale, rotation and place of the section are held by the stage's many small errors and by the tiles'
+//! mean linear part being near the identity, weighed against each other, so that elastic slack does not become drift.
+//!
+//! Robust rigid placement before an elastic one is feabas' order (Y. Wu et al.); per-tile polynomials with a regularised
+//! sparse solve are Render/ASAP's (Mahalingam et al., 2022); the choice by held-out points and the shared lens are ours.
+//! Everything is sorted by key first: the same matches in any order give the same bytes.
+
+mod basis;
+mod config;
+mod links;
+mod model;
+mod report;
+mod sparse;
+
+pub use config::MontageConfig;
+pub use model::{Lens, Stiffness};
+pub use report::{Anchor, Montage, PairReport, PlacedTile, Placements, Residual, Trial};
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use kinesin_stream::geometry::Xy;
+use kinesin_stream::ids::{BeamId, TileKey};
+use kinesin_stream::map::{Affine, Grid, Map, TileToSection};
+use kinesin_stream::plan::{PlannedTile, SectionPlan};
+
+use crate::pointmatch::{PairMatches, Verdict};
+use basis::Frame;
+use links::{Link, largest, parts, rigid};
+use model::{Fit, PairPoints, Point, Problem};
+
+/// Places all `present` tiles that the plan knows. Only pairs with the verdict `Matched` pull; pairs of other tiles are
+/// reported as unused. Never fails: without any match the tiles stay at their nominal places and say so.
+pub fn solve(
+    plan: &SectionPlan,
+    present: &BTreeSet<TileKey>,
+    matches: &[PairMatches],
+    config: &MontageConfig,
+) -> Montage {
+    let tiles: Vec<&PlannedTile> = plan.tiles().filter(|t| present.contains(&t.key)).collect();
+    let mut pairs: Vec<&PairMatches> = matches.iter().collect();
+    pairs.sort_by_key(|m| (m.p, m.q));
+    pairs.dedup_by_key(|m| (m.p, m.q));
+
+    let (indexed, links) = linked(&tiles, &pairs);
+    let longest = tiles.iter().map(|t| t.size.x.max(t.size.y)).max().unwrap_or(0);
+    let tolerance = config.link_tolerance_px.max(config.link_tolerance_fraction * f64::from(longest));
+    let (start, kept) = rigid(tiles.len(), &links, tolerance);
+    let joined: Vec<usize> = (0..links.len()).filter(|&k| kept[k]).collect();
+    let parts = parts(tiles.len(), joined.iter().map(|&k| links[k].tiles));
+    let main = largest(&parts);
+
+    let problem = Problem {
+        frames: tiles.iter().map(|t| Frame::of(t.size)).collect(),
+        beams: beams(&tiles),
+        pairs: joined.iter().map(|&k| points(&tiles, pairs[indexed[k]], links[k].tiles, config.folds.max(2))).collect(),
+        stage_sd: stage_sd(&start, &parts, main, config),
+        start,
+    };
+    let (fit, trials) = choose(&problem, config);
+    let used = indexed.iter().zip(&kept).filter(|(_, k)| **k).map(|(&i, _)| i).collect();
+    let dropped = indexed.iter().zip(&kept).filter(|(_, k)| !**k).map(|(&i, _)| i).collect();
+    let placed = place(&tiles, &problem, fit.as_ref(), &parts, main, config);
+    report::report(plan, placed, &pairs, (used, dropped), fit.map(|f| f.stiffness()), trials)
+}
+
+/// The matched pairs of known tiles (index into `pairs`) with their mean shifts.
+fn linked(tiles: &[&PlannedTile], pairs: &[&PairMatches]) -> (Vec<usize>, Vec<Link>) {
+    let index: BTreeMap<TileKey, usize> = tiles.iter().enumerate().map(|(i, t)| (t.key, i)).collect();
+    let mut found = (Vec::new(), Vec::new());
+    for (k, m) in pairs.iter().enumerate() {
+        let (Some(&i), Some(&j)) = (index.get(&m.p), index.get(&m.q)) else { continue };
+        if m.verdict != Verdict::Matched || m.points.is_empty() || i == j {
+            continue;
+        }
+        let gaps: Vec<Xy<f64>> =
+            m.points.iter().map(|x| tiles[i].nominal + x.p - tiles[j].nominal - x.q).collect();
+        let median = |of: fn(&Xy<f64>) -> f64| {
+            let mut v: Vec<f64> = gaps.iter().map(of).collect();
+            v.sort_by(f64::total_cmp);
+            (v[(v.len() - 1) / 2] + v[v.len() / 2]) / 2.0
+        };
+        found.0.push(k);
+        found.1.push(Link { tiles: [i, j], gap: Xy::new(median(|g| g.x), median(|g| g.y)) });
+    }
+    found
+}
+
+fn beams(tiles: &[&PlannedTile]) -> Vec<usize> {
+    let distinct: BTreeSet<BeamId> = tiles.iter().map(|t| t.key.beam).collect();
+    let index: BTreeMap<BeamId, usize> = distinct.into_iter().enumerate().map(|(i, b)| (b, i)).collect();
+    tiles.iter().map(|t| index[&t.key.beam]).collect()
+}
+
+fn points(tiles: &[&PlannedTile], m: &PairMatches, [i, j]: [usize; 2], folds: usize) -> PairPoints {
+    let (fp, fq) = (Frame::of(tiles[i].size), Frame::of(tiles[j].size));
+    let points = m.points.iter().enumerate().map(|(k, x)| Point {
+        values: Box::new([fp.values(x.p), fq.values(x.q)]),
+        gap: tiles[i].nominal + x.p - tiles[j].nominal - x.q,
+        weight: x.weight.clamp(0.05, 1.0),
+        // Neighbouring blocks and neighbouring pairs are dealt to different parts.
+        fold: (k + i + 2 * j) % folds,
+    });
+    PairPoints { tiles: [i, j], points: points.collect() }
+}
+
+/// Spread of the rigid shifts of the main part about their median: the stage, pixels.
+fn stage_sd(start: &[Xy<f64>], parts: &[usize], main: Option<usize>, config: &MontageConfig) -> f64 {
+    if config.stage_sd_px > 0.0 {
+        return config.stage_sd_px;
+    }
+    let mut off: Vec<f64> =
+        start.iter().zip(parts).filter(|(_, p)| Some(**p) == main).flat_map(|(m, _)| [m.x.abs(), m.y.abs()]).collect();
+    off.sort_by(f64::total_cmp);
+    off.get(off.len() / 2).map_or(1.0, |m| 1.48 * m).max(1.0)
+}
+
+/// The stiffest model that no softer one beats by the wanted gain at held-out points, fitted to all points.
+fn choose(problem: &Problem, config: &MontageConfig) -> (Option<Fit>, Vec<Trial>) {
+    if problem.pairs.is_empty() {
+        return (None, Vec::new());
+    }
+    let repeated = problem.beams.iter().max().is_some_and(|&b| 2 * (b + 1) <= problem.beams.len());
+    let ladder = Stiffness::LADDER.into_iter().filter(|s| s.lens != Lens::Beam || repeated);
+    let mut trials: Vec<Trial> = Vec::new();
+    let mut best: Option<(f64, Stiffness)> = None;
+    for stiffness in ladder {
+        let Some(held_out) = held_out(problem, stiffness, config) else { continue };
+        trials.push(Trial { stiffness, held_out_px: held_out });
+        if best.is_none_or(|(b, _)| held_out < b * (1.0 - config.min_gain)) {
+            best = Some((held_out, stiffness));
+        }
+    }
+    let stiffness = best.map_or(Stiffness::LADDER[0], |(_, s)| s);
+    (problem.fit(stiffness, None, config), trials)
+}
+
+/// Root mean square of the residuals (each at most three pixels) at points that the fit did not see.
+fn held_out(problem: &Problem, stiffness: Stiffness, config: &MontageConfig) -> Option<f64> {
+    let folds = config.folds.max(2);
+    let points: usize = problem.pairs.iter().map(|p| p.points.len()).sum();
+    // Many points: two parts tell as much as all of them.
+    let asked = if points > 400 { 2 } else { folds };
+    let (mut sum, mut count) = (0.0, 0usize);
+    for held in 0..asked {
+        let fit = problem.fit(stiffness, Some(held), config)?;
+        for pair in &problem.pairs {
+            for point in pair.points.iter().filter(|p| p.fold == held) {
+                sum += fit.residual(pair.tiles, point).min(3.0).powi(2);
+                count += 1;
+            }
+        }
+    }
+    Some((sum / count.max(1) as f64).sqrt())
+}
+
+/// The map of every tile and by what it is held.
+fn place(
+    tiles: &[&PlannedTile],
+    problem: &Problem,
+    fit: Option<&Fit>,
+    parts: &[usize],
+    main: Option<usize>,
+    config: &MontageConfig,
+) -> Vec<PlacedTile> {
+    let moved: Vec<Xy<f64>> = (0..tiles.len())
+        .map(|i| fit.map_or(Xy::default(), |f| f.moved(i, &problem.frames[i].values(problem.frames[i].middle))))
+        .collect();
+    let follow = |part: usize| follow(tiles, &moved, parts, main, part);
+    tiles
+        .iter()
+        .enumerate()
+        .map(|(i, tile)| {
+            let (shift, anchor) = match main {
+                None => (Xy::default(), Anchor::Nominal),
+                Some(m) if m == parts[i] => (Xy::default(), Anchor::Matches),
+                Some(_) => (follow(parts[i]), Anchor::Neighbours),
+            };
+            let map = TileToSection(map_of(tile, i, &problem.frames[i], fit, shift, config));
+            PlacedTile { key: tile.key, name: tile.name.clone(), map, anchor }
+        })
+        .collect()
+}
+
+/// How far a part that hangs on nothing has to move so that it goes with the main part's tiles around it: the mean move of
+/// the six nearest to each of its tiles, less its own mean move.
+fn follow(tiles: &[&PlannedTile], moved: &[Xy<f64>], parts: &[usize], main: Option<usize>, part: usize) -> Xy<f64> {
+    let of = |p: Option<usize>| (0..tiles.len()).filter(move |&i| Some(parts[i]) == p);
+    let (mut sum, mut count) = (Xy::default(), 0.0);
+    for i in of(Some(part)) {
+        let mut near: Vec<(f64, usize)> =
+            of(main).map(|j| ((tiles[j].nominal - tiles[i].nominal).norm(), j)).collect();
+        near.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
+        near.truncate(6);
+        let mean = near.iter().fold(Xy::default(), |s, &(_, j)| s + moved[j]) * (1.0 / near.len().max(1) as f64);
+        sum = sum + mean - moved[i];
+        count += 1.0;
+    }
+    sum * (1.0 / count)
+}
+
+fn map_of(
+    tile: &PlannedTile,
+    i: usize,
+    frame: &Frame,
+    fit: Option<&Fit>,
+    shift: Xy<f64>,
+    config: &MontageConfig,
+) -> Map {
+    let at = |x: Xy<f64>| {
+        tile.nominal + shift + x + fit.map_or(Xy::default(), |f| f.moved(i, &frame.values(x)))
+    };
+    let nodes = config.grid_nodes.max(2);
+    let axis = |n: u32| -> Vec<f64> { (0..nodes).map(|k| f64::from(n.max(2) - 1) * k as f64 / (nodes - 1) as f64).collect() };
+    if fit.is_some_and(|f| f.stiffness().bends())
+        && let Ok(grid) = Grid::from_fn(axis(tile.size.x), axis(tile.size.y), at)
+    {
+        return Map::Grid(grid);
+    }
+    let (o, x, y) = (at(Xy::new(0.0, 0.0)), at(Xy::new(1.0, 0.0)), at(Xy::new(0.0, 1.0)));
+    Map::Affine(Affine { rows: [[x.x - o.x, y.x - o.x, o.x], [x.y - o.y, y.y - o.y, o.y]] })
+}

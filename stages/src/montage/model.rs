@@ -1,0 +1,214 @@
+//! Elastic placement: every tile moves by its own polynomial, all tiles (or those of a beam) share a lens, each term is
+//! pulled to zero in proportion to how large it is expected to be.
+//!
+//! ```text
+//! map_i(x)  = nominal_i + x + sum_k c_ik P_k(u) + sum_k l_gk P_k(u)           u = x scaled to -1..1 over the tile
+//! cost      = sum_points w rho(map_i(p) - map_j(q)) / s^2  +  sum_ik |c_ik|^2 / s_k^2  +  sum_gk |l_gk|^2 / s_lens^2
+//! ```
+//! `rho` is Huber's, by reweighting; `s` are the configured spreads. The pull on the constant term is the stage, which with
+//! the pull on the linear terms fixes scale, rotation and place of the whole section: overlaps alone cannot.
+
+use kinesin_stream::geometry::Xy;
+use serde::{Deserialize, Serialize};
+
+use super::MontageConfig;
+use super::basis::{Frame, MAX_TERMS, degree_of, terms};
+use super::sparse::Normal;
+
+/// Which tiles share a lens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Lens {
+    /// None.
+    None,
+    /// All tiles of the section one.
+    Common,
+    /// One for each beam: of use where beams take more than one tile.
+    Beam,
+}
+
+/// How a section's tiles may move.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stiffness {
+    /// Degree of a tile's own polynomial: 0 shifts, 1 affine, 3 and 5 bend.
+    pub degree: usize,
+    /// What is shared.
+    pub lens: Lens,
+}
+
+/// Degree of a shared lens.
+const LENS_DEGREE: usize = 3;
+
+impl Stiffness {
+    /// From stiff to soft, the order in which they are tried.
+    pub(super) const LADDER: [Self; 7] = [
+        Self { degree: 0, lens: Lens::None },
+        Self { degree: 0, lens: Lens::Common },
+        Self { degree: 1, lens: Lens::None },
+        Self { degree: 1, lens: Lens::Common },
+        Self { degree: 1, lens: Lens::Beam },
+        Self { degree: 3, lens: Lens::Common },
+        Self { degree: 5, lens: Lens::Common },
+    ];
+
+    /// Whether a map of this kind is not affine.
+    pub(super) fn bends(&self) -> bool {
+        self.degree > 1 || self.lens != Lens::None
+    }
+}
+
+/// One point match between tiles given by index.
+#[derive(Clone, Debug)]
+pub(super) struct Point {
+    /// Terms at p and at q.
+    pub(super) values: Box<[[f64; MAX_TERMS]; 2]>,
+    /// Nominal place of p less nominal place of q, pixels.
+    pub(super) gap: Xy<f64>,
+    pub(super) weight: f64,
+    /// Which held-out part it belongs to.
+    pub(super) fold: usize,
+}
+
+/// The points of one pair.
+#[derive(Clone, Debug)]
+pub(super) struct PairPoints {
+    pub(super) tiles: [usize; 2],
+    pub(super) points: Vec<Point>,
+}
+
+/// All that is fitted.
+pub(super) struct Problem {
+    pub(super) frames: Vec<Frame>,
+    /// Beam of each tile as an index from 0 without gaps.
+    pub(super) beams: Vec<usize>,
+    pub(super) pairs: Vec<PairPoints>,
+    /// Rigid placement, where the reweighting starts.
+    pub(super) start: Vec<Xy<f64>>,
+    pub(super) stage_sd: f64,
+}
+
+/// A fitted placement.
+pub(super) struct Fit {
+    stiffness: Stiffness,
+    groups: Vec<Option<usize>>,
+    own: Vec<Vec<[f64; 2]>>,
+    lens: Vec<Vec<[f64; 2]>>,
+}
+
+impl Fit {
+    /// How far tile `i` moves the point with these terms, pixels.
+    pub(super) fn moved(&self, i: usize, values: &[f64; MAX_TERMS]) -> Xy<f64> {
+        let mut sum = Xy::default();
+        let mut add = |coefficients: &[[f64; 2]], values: &[f64]| {
+            for (c, v) in coefficients.iter().zip(values) {
+                sum = sum + Xy::new(c[0], c[1]) * *v;
+            }
+        };
+        add(&self.own[i], values);
+        if let Some(g) = self.groups[i] {
+            add(&self.lens[g], &values[1..]);
+        }
+        sum
+    }
+
+    /// Distance that is left at a point, pixels.
+    pub(super) fn residual(&self, tiles: [usize; 2], point: &Point) -> f64 {
+        (point.gap + self.moved(tiles[0], &point.values[0]) - self.moved(tiles[1], &point.values[1])).norm()
+    }
+
+    /// The stiffness it was fitted with.
+    pub(super) fn stiffness(&self) -> Stiffness {
+        self.stiffness
+    }
+}
+
+impl Problem {
+    /// Fits all points but those of part `held`. `None` where the equations cannot be solved.
+    pub(super) fn fit(&self, stiffness: Stiffness, held: Option<usize>, config: &MontageConfig) -> Option<Fit> {
+        let groups: Vec<Option<usize>> = match stiffness.lens {
+            Lens::None => vec![None; self.frames.len()],
+            Lens::Common => vec![Some(0); self.frames.len()],
+            Lens::Beam => self.beams.iter().map(|&b| Some(b)).collect(),
+        };
+        let mut fit: Option<Fit> = None;
+        for _ in 0..5 {
+            let normal = self.normal(stiffness, &groups, held, fit.as_ref(), config);
+            let solution = normal.solve()?;
+            let take = |block: usize, n: usize| solution[normal.start(block)..normal.start(block) + n].to_vec();
+            let tiles = self.frames.len();
+            let lenses = groups.iter().flatten().max().map_or(0, |g| g + 1);
+            fit = Some(Fit {
+                stiffness,
+                groups: groups.clone(),
+                own: (0..tiles).map(|i| take(i, terms(stiffness.degree))).collect(),
+                lens: (0..lenses).map(|g| take(tiles + g, terms(LENS_DEGREE) - 1)).collect(),
+            });
+        }
+        fit
+    }
+
+    fn normal(
+        &self,
+        stiffness: Stiffness,
+        groups: &[Option<usize>],
+        held: Option<usize>,
+        before: Option<&Fit>,
+        config: &MontageConfig,
+    ) -> Normal {
+        let (tiles, own, shared) = (self.frames.len(), terms(stiffness.degree), terms(LENS_DEGREE) - 1);
+        let lenses = groups.iter().flatten().max().map_or(0, |g| g + 1);
+        let mut normal = Normal::new((0..tiles).map(|_| own).chain((0..lenses).map(|_| shared)));
+        for pair in &self.pairs {
+            for point in pair.points.iter().filter(|p| Some(p.fold) != held) {
+                let off = match before {
+                    Some(fit) => fit.residual(pair.tiles, point),
+                    // The rigid placement leaves lens and tilt: only what is far beyond them is held back.
+                    None => (point.gap + self.start[pair.tiles[0]] - self.start[pair.tiles[1]]).norm() / 4.0,
+                };
+                let weight = point.weight * config.huber_px / off.max(config.huber_px);
+                add_point(&mut normal, pair.tiles, groups, point, (own, shared, tiles), weight);
+            }
+        }
+        let pull = |sd: f64| (config.point_sd_px / sd).powi(2);
+        for i in 0..tiles {
+            for k in 0..own {
+                let weight = match degree_of(k) {
+                    0 => pull(self.stage_sd),
+                    1 => pull(config.affine_sd_px),
+                    _ => pull(config.bend_sd_px),
+                };
+                normal.pull(i, k, weight, [0.0; 2]);
+            }
+        }
+        for g in 0..lenses {
+            (0..shared).for_each(|k| normal.pull(tiles + g, k, pull(config.lens_sd_px), [0.0; 2]));
+        }
+        normal
+    }
+}
+
+fn add_point(
+    normal: &mut Normal,
+    [i, j]: [usize; 2],
+    groups: &[Option<usize>],
+    point: &Point,
+    (own, shared, tiles): (usize, usize, usize),
+    weight: f64,
+) {
+    let [p, q] = &*point.values;
+    let minus = |values: &[f64]| values.iter().map(|v| -v).collect::<Vec<f64>>();
+    let q_own = minus(&q[..own]);
+    let target = [-point.gap.x, -point.gap.y];
+    match (groups[i], groups[j]) {
+        (Some(a), Some(b)) if a == b => {
+            let both: Vec<f64> = p[1..=shared].iter().zip(&q[1..=shared]).map(|(p, q)| p - q).collect();
+            normal.add(&[(i, &p[..own]), (j, &q_own), (tiles + a, &both)], weight, target);
+        }
+        (Some(a), Some(b)) => {
+            let q_lens = minus(&q[1..=shared]);
+            let parts = [(i, &p[..own]), (j, &q_own[..]), (tiles + a, &p[1..=shared]), (tiles + b, &q_lens[..])];
+            normal.add(&parts, weight, target);
+        }
+        _ => normal.add(&[(i, &p[..own]), (j, &q_own)], weight, target),
+    }
+}

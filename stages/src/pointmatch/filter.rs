@@ -1,0 +1,212 @@
+//! From grey values to the signal that is correlated: reduce, smooth, take the local mean away, clip.
+
+use kinesin_stream::geometry::BoxXy;
+use kinesin_stream::pixels::Pixels;
+
+/// Values in rows.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Plane {
+    pub(super) width: usize,
+    pub(super) height: usize,
+    pub(super) data: Vec<f32>,
+}
+
+impl Plane {
+    pub(super) fn row(&self, y: usize) -> &[f32] {
+        &self.data[y * self.width..(y + 1) * self.width]
+    }
+
+    fn row_mut(&mut self, y: usize) -> &mut [f32] {
+        &mut self.data[y * self.width..(y + 1) * self.width]
+    }
+}
+
+/// The part `rect` of `pixels`, each `step` x `step` pixels averaged into one; what is left over at the far sides is dropped.
+pub(super) fn reduced(pixels: &Pixels, rect: &BoxXy, step: usize) -> Plane {
+    let (x0, y0) = (rect.min.x as usize, rect.min.y as usize);
+    let (width, height) = (rect.size().x / step, rect.size().y / step);
+    let mut plane = Plane { width, height, data: vec![0.0; width * height] };
+    let share = 1.0 / (step * step) as f32;
+    let mut sums = vec![0u32; width * step];
+    for y in 0..height {
+        sums.fill(0);
+        for k in 0..step {
+            let row = &pixels.row(y0 + y * step + k)[x0..x0 + width * step];
+            sums.iter_mut().zip(row).for_each(|(s, &v)| *s += u32::from(v));
+        }
+        let out = plane.row_mut(y);
+        if step == 1 {
+            out.iter_mut().zip(&sums).for_each(|(o, &s)| *o = s as f32);
+        } else {
+            out.iter_mut().zip(sums.chunks(step)).for_each(|(o, s)| *o = s.iter().sum::<u32>() as f32 * share);
+        }
+    }
+    plane
+}
+
+/// Band-pass: Gaussian of `sigma`, less the mean over a window of `radius` taken twice, clipped at four standard deviations
+/// so that single dark or bright things do not rule the correlation. `sigma` and `radius` are pixels of the plane.
+pub(super) fn band_pass(plane: &mut Plane, sigma: f64, radius: f64) {
+    if plane.data.is_empty() {
+        return;
+    }
+    smooth(plane, sigma);
+    let mut slow = plane.clone();
+    let half = (radius.round() as usize).max(2);
+    for _ in 0..2 {
+        local_mean(&mut slow, half);
+    }
+    plane.data.iter_mut().zip(&slow.data).for_each(|(v, s)| *v -= s);
+    // Patterns of a camera or of a scan that are the same in all rows or columns would match where nothing else does.
+    if plane.width >= 32 {
+        less_row_means(plane);
+    }
+    if plane.height >= 32 {
+        less_column_means(plane);
+    }
+    let square: f64 = plane.data.chunks(1024).map(|c| f64::from(c.iter().map(|v| v * v).sum::<f32>())).sum();
+    let limit = 4.0 * (square / plane.data.len() as f64).sqrt() as f32;
+    plane.data.iter_mut().for_each(|v| *v = v.clamp(-limit, limit));
+}
+
+/// Gaussian smoothing, the image mirrored at its sides.
+fn smooth(plane: &mut Plane, sigma: f64) {
+    if sigma < 0.3 {
+        return;
+    }
+    let radius = (2.5 * sigma).ceil() as usize;
+    let bell: Vec<f64> = (0..=radius).map(|i| (-((i * i) as f64) / (2.0 * sigma * sigma)).exp()).collect();
+    let whole = bell[0] + 2.0 * bell[1..].iter().sum::<f64>();
+    let bell: Vec<f32> = bell.iter().map(|b| (b / whole) as f32).collect();
+    let (width, height) = (plane.width, plane.height);
+    let mut padded = vec![0.0f32; width + 2 * radius];
+    for y in 0..height {
+        for (i, v) in padded.iter_mut().enumerate() {
+            *v = plane.data[y * width + mirrored(i as i64 - radius as i64, width)];
+        }
+        weigh(plane.row_mut(y), &bell, |offset| {
+            let start = (radius as i64 + offset) as usize;
+            &padded[start..start + width]
+        });
+    }
+    let source = plane.clone();
+    for y in 0..height {
+        weigh(plane.row_mut(y), &bell, |offset| source.row(mirrored(y as i64 + offset, height)));
+    }
+}
+
+/// `out` becomes the symmetric weighted sum of the rows that `row` gives for offsets of `-radius` to `radius`.
+fn weigh<'a>(out: &mut [f32], bell: &[f32], row: impl Fn(i64) -> &'a [f32]) {
+    let middle = row(0);
+    out.iter_mut().zip(middle).for_each(|(o, v)| *o = bell[0] * v);
+    for (i, &b) in bell.iter().enumerate().skip(1) {
+        let (before, after) = (row(-(i as i64)), row(i as i64));
+        out.iter_mut().zip(before.iter().zip(after)).for_each(|(o, (u, v))| *o += b * (u + v));
+    }
+}
+
+/// Index `i` reflected into `0..n`, the side pixels not repeated.
+fn mirrored(i: i64, n: usize) -> usize {
+    let last = n as i64 - 1;
+    if last <= 0 {
+        return 0;
+    }
+    let i = i.rem_euclid(2 * last);
+    (if i > last { 2 * last - i } else { i }) as usize
+}
+
+/// Mean over the part of a `2 half + 1` square window that lies inside.
+fn local_mean(plane: &mut Plane, half: usize) {
+    let (width, height) = (plane.width, plane.height);
+    let mut line = vec![0.0f32; width];
+    for y in 0..height {
+        let row = plane.row_mut(y);
+        let mut sum: f32 = row[..half.min(width)].iter().sum();
+        for (x, o) in line.iter_mut().enumerate() {
+            if x + half < width {
+                sum += row[x + half];
+            }
+            if x > half {
+                sum -= row[x - half - 1];
+            }
+            *o = sum / ((x + half).min(width - 1) + 1 - x.saturating_sub(half)) as f32;
+        }
+        row.copy_from_slice(&line);
+    }
+    let source = plane.clone();
+    line.fill(0.0);
+    for y in 0..half.min(height) {
+        line.iter_mut().zip(source.row(y)).for_each(|(s, v)| *s += v);
+    }
+    for y in 0..height {
+        if y + half < height {
+            line.iter_mut().zip(source.row(y + half)).for_each(|(s, v)| *s += v);
+        }
+        if y > half {
+            line.iter_mut().zip(source.row(y - half - 1)).for_each(|(s, v)| *s -= v);
+        }
+        let share = 1.0 / ((y + half).min(height - 1) + 1 - y.saturating_sub(half)) as f32;
+        plane.row_mut(y).iter_mut().zip(&line).for_each(|(o, s)| *o = s * share);
+    }
+}
+
+fn less_row_means(plane: &mut Plane) {
+    for y in 0..plane.height {
+        let row = plane.row_mut(y);
+        let mean = row.iter().sum::<f32>() / row.len() as f32;
+        row.iter_mut().for_each(|v| *v -= mean);
+    }
+}
+
+fn less_column_means(plane: &mut Plane) {
+    let mut means = vec![0.0f32; plane.width];
+    for y in 0..plane.height {
+        means.iter_mut().zip(plane.row(y)).for_each(|(m, v)| *m += v);
+    }
+    let share = 1.0 / plane.height as f32;
+    means.iter_mut().for_each(|m| *m *= share);
+    for y in 0..plane.height {
+        plane.row_mut(y).iter_mut().zip(&means).for_each(|(v, m)| *v -= m);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kinesin_stream::geometry::Xy;
+
+    fn plane(width: usize, height: usize, value: impl Fn(f64, f64) -> f64) -> Plane {
+        let data = (0..width * height).map(|i| value((i % width) as f64, (i / width) as f64) as f32).collect();
+        Plane { width, height, data }
+    }
+
+    #[test]
+    fn shading_and_stripes_of_the_camera_leave_no_signal() {
+        let mut shaded = plane(120, 80, |x, y| 90.0 + 0.3 * x + 0.2 * y + 20.0 * (x * 1.7).sin() + 15.0 * (y * 2.3).sin());
+        let before = spread(&shaded);
+        band_pass(&mut shaded, 1.0, 12.0);
+        assert!(before > 15.0 && spread(&shaded) < 0.7, "{} of {before}", spread(&shaded));
+    }
+
+    fn spread(p: &Plane) -> f64 {
+        let mean = p.data.iter().map(|&v| f64::from(v)).sum::<f64>() / p.data.len() as f64;
+        (p.data.iter().map(|&v| (f64::from(v) - mean).powi(2)).sum::<f64>() / p.data.len() as f64).sqrt()
+    }
+
+    #[test]
+    fn the_local_mean_of_a_constant_is_the_constant_also_at_the_sides() {
+        for (w, h) in [(1, 1), (3, 40), (50, 9)] {
+            let mut flat = plane(w, h, |_, _| 7.0);
+            local_mean(&mut flat, 5);
+            assert!(flat.data.iter().all(|v| (v - 7.0).abs() < 1e-4), "{w} x {h}");
+        }
+    }
+
+    #[test]
+    fn reducing_averages_whole_squares() {
+        let pixels = Pixels::new(5, 4, (0..20).collect::<Vec<u8>>());
+        let half = reduced(&pixels, &BoxXy { min: Xy::new(1, 0), max: Xy::new(5, 4) }, 2);
+        assert_eq!((half.width, half.height), (2, 2));
+        assert_eq!(half.data, [4.0, 6.0, 14.0, 16.0]);
+    }
+}

@@ -1,0 +1,307 @@
+//! From two strips to point matches.
+
+use kinesin_stream::geometry::{BoxXy, Xy, reduced_to_full};
+use kinesin_stream::pixels::Pixels;
+
+use super::config::MatchConfig;
+use super::correlate::{Correlator, Lags};
+use super::course::{Sample, distances};
+use super::filter::{Plane, band_pass, reduced};
+use super::pairs::{Pair, StripRects, overlap_rects};
+use super::{PairMatches, PointMatch, Verdict};
+
+/// Strips that are not those of the pair.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum MatchError {
+    /// The strip has another size than its rectangle.
+    #[error("strip of {tile}: got {got_x} x {got_y} px, wanted {want_x} x {want_y}; cut it by Matcher::rects")]
+    StripSize {
+        /// Whose strip.
+        tile: String,
+        /// Width found.
+        got_x: usize,
+        /// Height found.
+        got_y: usize,
+        /// Width needed.
+        want_x: usize,
+        /// Height needed.
+        want_y: usize,
+    },
+}
+
+/// One worker's plans and scratch space. Results do not depend on what it did before.
+pub struct Matcher {
+    config: MatchConfig,
+    correlator: Correlator,
+}
+
+/// Part of a tile that is at hand.
+struct Strip<'a> {
+    rect: BoxXy,
+    pixels: &'a Pixels,
+}
+
+impl Strip<'_> {
+    /// `rect` of the tile as a plane, reduced by `step`.
+    fn plane(&self, rect: &BoxXy, step: usize) -> Plane {
+        let local = BoxXy { min: minus(rect.min, self.rect.min), max: minus(rect.max, self.rect.min) };
+        reduced(self.pixels, &local, step)
+    }
+}
+
+/// A band-passed part of a tile.
+struct Band {
+    rect: BoxXy,
+    plane: Plane,
+}
+
+impl Band {
+    /// A copy of the part `rect`, which lies inside.
+    fn part(&self, rect: &BoxXy) -> Plane {
+        let (x0, y0) = ((rect.min.x - self.rect.min.x) as usize, (rect.min.y - self.rect.min.y) as usize);
+        let (width, height) = (rect.size().x, rect.size().y);
+        let data = (y0..y0 + height).flat_map(|y| &self.plane.row(y)[x0..x0 + width]).copied().collect();
+        Plane { width, height, data }
+    }
+}
+
+/// A first shift of a pair.
+struct First {
+    shift: Xy<f64>,
+    confidence: f64,
+}
+
+impl Matcher {
+    /// A matcher for this configuration.
+    pub fn new(config: MatchConfig) -> Self {
+        Self { config, correlator: Correlator::new() }
+    }
+
+    /// The configuration.
+    pub fn config(&self) -> &MatchConfig {
+        &self.config
+    }
+
+    /// The rectangles of both tiles that [`Matcher::match_pair`] wants, wide enough for the second try.
+    pub fn rects(&self, pair: &Pair) -> StripRects {
+        overlap_rects(pair, 2.0 * pair.margin(&self.config))
+    }
+
+    /// Matches the pair; `p` and `q` are its tiles cut by [`Matcher::rects`]. Tiles without common texture give `Failed`.
+    pub fn match_pair(&mut self, pair: &Pair, p: &Pixels, q: &Pixels) -> Result<PairMatches, MatchError> {
+        let rects = self.rects(pair);
+        let strips = [(pair.p, rects.p, p), (pair.q, rects.q, q)].map(|(key, rect, pixels)| {
+            let (got, want) = (Xy::new(pixels.width(), pixels.height()), rect.size());
+            let (got_x, got_y, want_x, want_y) = (got.x, got.y, want.x, want.y);
+            let wrong = MatchError::StripSize { tile: key.to_string(), got_x, got_y, want_x, want_y };
+            if got == want { Ok(Strip { rect, pixels }) } else { Err(wrong) }
+        });
+        let [p, q] = strips;
+        Ok(self.match_strips(pair, &p?, &q?))
+    }
+
+    fn match_strips(&mut self, pair: &Pair, p: &Strip<'_>, q: &Strip<'_>) -> PairMatches {
+        let Some(first) = self.first_shift(pair, p, q) else {
+            return PairMatches::failed(pair, 0.0, "no texture in the overlap");
+        };
+        if first.confidence < self.config.doubtful_confidence {
+            let reason = format!("no peak stands out (confidence {:.2})", first.confidence);
+            return PairMatches::failed(pair, first.confidence, reason);
+        }
+        let (points, blocks) = self.blocks(pair, p, q, first.shift);
+        let share = points.len() as f64 / blocks.max(1) as f64;
+        let verdict = self.verdict(first.confidence, share, points.len(), blocks);
+        let points = if matches!(verdict, Verdict::Failed(_)) { Vec::new() } else { points };
+        PairMatches { p: pair.p, q: pair.q, points, confidence: first.confidence, verdict }
+    }
+
+    fn verdict(&self, confidence: f64, share: f64, agreeing: usize, blocks: usize) -> Verdict {
+        let said = || format!("{agreeing} of {blocks} blocks agree, confidence {confidence:.2}");
+        let sure = confidence >= self.config.min_confidence;
+        // Blocks search a window of 17 x 17 and have to agree to 1.5 px: four by chance happen less than once in 10^4.
+        let confirmed = agreeing >= 4 && share >= 0.6;
+        if agreeing == 0 {
+            Verdict::Failed(said())
+        } else if (sure && share >= self.config.min_agreeing) || confirmed {
+            Verdict::Matched
+        } else if sure || share >= self.config.min_agreeing {
+            Verdict::Doubtful(said())
+        } else {
+            Verdict::Failed(said())
+        }
+    }
+
+    /// Whole strips, then thirds of them, then both at twice the margin; the first that convinces, else the best.
+    fn first_shift(&mut self, pair: &Pair, p: &Strip<'_>, q: &Strip<'_>) -> Option<First> {
+        let mut best: Option<First> = None;
+        for times in [1.0, 2.0] {
+            let margin = times * pair.margin(&self.config);
+            let whole = overlap_rects(pair, margin).p;
+            for part in [vec![whole], thirds(&whole)].into_iter().flatten() {
+                let found = self.shift_of(pair, p, q, (&part, margin));
+                if let Some(found) = found
+                    && best.as_ref().is_none_or(|b| found.confidence > b.confidence)
+                {
+                    best = Some(found);
+                }
+                let sure = |b: &First| b.confidence >= self.config.min_confidence;
+                if part == whole && best.as_ref().is_some_and(sure) {
+                    return best;
+                }
+            }
+            if best.as_ref().is_some_and(|b| b.confidence >= self.config.min_confidence) {
+                return best;
+            }
+        }
+        best
+    }
+
+    /// The shift at which `part` of p (tile pixels) is found in q, within `margin` of the nominal one.
+    fn shift_of(
+        &mut self,
+        pair: &Pair,
+        p: &Strip<'_>,
+        q: &Strip<'_>,
+        (part, margin): (&BoxXy, f64),
+    ) -> Option<First> {
+        let near = Xy::new(pair.shift.x.round() as i64, pair.shift.y.round() as i64);
+        let in_q = grown(&moved(part, near), margin.ceil() as i64).intersect(&q.rect)?;
+        let common = pair.overlap(pair.shift)?.size();
+        let step = (common.x.min(common.y) / 32).clamp(1, 4);
+        let scale = step as f64;
+        let mut planes = [p.plane(part, step), q.plane(&in_q, step)];
+        for plane in &mut planes {
+            band_pass(plane, 1.5 * self.config.smooth_px / scale, 1.5 * self.config.background_px / scale);
+        }
+        let origin = minus(part.min, in_q.min);
+        let origin = Xy::new(origin.x as f64, origin.y as f64);
+        let (low, high) = (pair.shift + origin - Xy::new(margin, margin), pair.shift + origin + Xy::new(margin, margin));
+        let lags = Lags {
+            min: Xy::new((low.x / scale).floor() as i64, (low.y / scale).floor() as i64),
+            max: Xy::new((high.x / scale).ceil() as i64, (high.y / scale).ceil() as i64),
+        };
+        let guard = (10.0 / scale).max(3.0);
+        let peak = self.correlator.best(&planes[0], &planes[1], lags, guard, true)?;
+        let confidence = (1.0 - peak.second.max(peak.mirror)).max(0.0);
+        Some(First { shift: peak.lag * scale - origin, confidence })
+    }
+
+    /// Matches of blocks around a first shift that follow a smooth course, and the number of blocks tried.
+    fn blocks(&mut self, pair: &Pair, p: &Strip<'_>, q: &Strip<'_>, shift: Xy<f64>) -> (Vec<PointMatch>, usize) {
+        let near = Xy::new(shift.x.round() as i64, shift.y.round() as i64);
+        let reach = self.config.search_px as i64;
+        let rim = overlap_of(pair, near, p, q);
+        let Some(common) = rim else { return (Vec::new(), 0) };
+        let band = |strip: &Strip<'_>, rect: BoxXy| {
+            let rect = grown(&rect, reach).intersect(&strip.rect).unwrap_or_default();
+            let mut plane = strip.plane(&rect, 1);
+            band_pass(&mut plane, self.config.smooth_px, self.config.background_px);
+            Band { rect, plane }
+        };
+        let bands = [band(p, common), band(q, moved(&common, near))];
+        let rects = block_rects(&common, self.config.block_px, &bands[0].rect);
+        let found: Vec<PointMatch> =
+            rects.iter().filter_map(|rect| self.block(&bands, rect, near)).collect();
+        let samples: Vec<Sample> = found.iter().map(|m| Sample { at: m.p, shift: m.q - m.p }).collect();
+        let off = distances(&samples);
+        let kept = found.into_iter().zip(off).filter(|(_, off)| *off <= self.config.outlier_px).map(|(m, _)| m).collect();
+        (kept, rects.len())
+    }
+
+    /// One block: `rect` of p looked for in q around `near`.
+    fn block(&mut self, [p, q]: &[Band; 2], rect: &BoxXy, near: Xy<i64>) -> Option<PointMatch> {
+        let reach = self.config.search_px as i64;
+        let in_q = grown(&moved(rect, near), reach).intersect(&q.rect)?;
+        let origin = minus(rect.min, in_q.min);
+        let middle = Xy::new(near.x + origin.x, near.y + origin.y);
+        let lags = Lags {
+            min: Xy::new(middle.x - reach, middle.y - reach),
+            max: Xy::new(middle.x + reach, middle.y + reach),
+        };
+        let peak = self.correlator.best(&p.part(rect), &q.part(&in_q), lags, 4.0, false)?;
+        if peak.at_rim || peak.score < self.config.min_score {
+            return None;
+        }
+        let shift = peak.lag - Xy::new(origin.x as f64, origin.y as f64);
+        let whole = Xy::new(shift.x.round() as i64, shift.y.round() as i64);
+        let seen = rect.intersect(&moved(&in_q, Xy::new(-whole.x, -whole.y)))?;
+        let size = seen.size();
+        let at = Xy::new(
+            seen.min.x as f64 + reduced_to_full(0.0, size.x as f64),
+            seen.min.y as f64 + reduced_to_full(0.0, size.y as f64),
+        );
+        Some(PointMatch { p: at, q: at + shift, weight: peak.score.min(1.0) })
+    }
+}
+
+/// The common part in pixels of p at a whole shift, within what is at hand.
+fn overlap_of(pair: &Pair, near: Xy<i64>, p: &Strip<'_>, q: &Strip<'_>) -> Option<BoxXy> {
+    let common = pair.overlap(Xy::new(near.x as f64, near.y as f64))?;
+    common.intersect(&p.rect)?.intersect(&moved(&q.rect, Xy::new(-near.x, -near.y)))
+}
+
+/// Blocks that cover `common` without overlap, in rows. Along an axis with one block it takes all of `bounds` there, so
+/// that a narrow overlap loses nothing where the first shift is a little off.
+fn block_rects(common: &BoxXy, side: usize, bounds: &BoxXy) -> Vec<BoxXy> {
+    let size = common.size();
+    let area = side * side;
+    let pieces = |along: usize, across: usize| {
+        // As long as it must be for the area, but a strip in two or three where it can be had: one cannot show a slope.
+        let wanted = (area / across.clamp(1, side)).clamp(side, 3 * side);
+        let fewest = match across * along {
+            _ if along < 3 * across => 1,
+            a if a >= area => 3,
+            a if a >= area / 5 => 2,
+            _ => 1,
+        };
+        ((along + wanted / 2) / wanted).max(fewest).max(1)
+    };
+    let (nx, ny) = (pieces(size.x, size.y), pieces(size.y, size.x));
+    let cut = |from: i64, to: i64, n: usize, i: usize| from + ((to - from) * i as i64) / n as i64;
+    let span = |from: i64, to: i64, n: usize, i: usize, (low, high): (i64, i64)| {
+        if n == 1 { (low, high) } else { (cut(from, to, n, i), cut(from, to, n, i + 1)) }
+    };
+    let mut rects = Vec::with_capacity(nx * ny);
+    for j in 0..ny {
+        let (y0, y1) = span(common.min.y, common.max.y, ny, j, (bounds.min.y, bounds.max.y));
+        for i in 0..nx {
+            let (x0, x1) = span(common.min.x, common.max.x, nx, i, (bounds.min.x, bounds.max.x));
+            rects.push(BoxXy { min: Xy::new(x0, y0), max: Xy::new(x1, y1) });
+        }
+    }
+    rects
+}
+
+/// Three parts of a rectangle along its longer side.
+fn thirds(rect: &BoxXy) -> Vec<BoxXy> {
+    let size = rect.size();
+    (0..3)
+        .map(|i| {
+            let (mut min, mut max) = (rect.min, rect.max);
+            if size.x > size.y {
+                (min.x, max.x) = (rect.min.x + size.x as i64 * i / 3, rect.min.x + size.x as i64 * (i + 1) / 3);
+            } else {
+                (min.y, max.y) = (rect.min.y + size.y as i64 * i / 3, rect.min.y + size.y as i64 * (i + 1) / 3);
+            }
+            BoxXy { min, max }
+        })
+        .collect()
+}
+
+fn minus(a: Xy<i64>, b: Xy<i64>) -> Xy<i64> {
+    Xy::new(a.x - b.x, a.y - b.y)
+}
+
+fn moved(rect: &BoxXy, by: Xy<i64>) -> BoxXy {
+    BoxXy {
+        min: Xy::new(rect.min.x + by.x, rect.min.y + by.y),
+        max: Xy::new(rect.max.x + by.x, rect.max.y + by.y),
+    }
+}
+
+fn grown(rect: &BoxXy, by: i64) -> BoxXy {
+    BoxXy {
+        min: Xy::new(rect.min.x - by, rect.min.y - by),
+        max: Xy::new(rect.max.x + by, rect.max.y + by),
+    }
+}

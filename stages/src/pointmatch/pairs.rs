@@ -1,0 +1,185 @@
+//! Which tiles of a section overlap, and which parts of them are needed to match them. Any layout: only places and sizes count.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use kinesin_stream::geometry::{BoxXy, Xy};
+use kinesin_stream::ids::{BeamId, MfovId, TileKey};
+use kinesin_stream::plan::{PlannedTile, SectionPlan};
+use serde::{Deserialize, Serialize};
+
+use super::config::MatchConfig;
+
+/// Two overlapping tiles, the smaller key first.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Pair {
+    /// First tile.
+    pub p: TileKey,
+    /// Second tile.
+    pub q: TileKey,
+    /// Nominal shift: a point `x` of p is expected at `x + shift` of q, pixels.
+    pub shift: Xy<f64>,
+    /// Width and height of p, pixels.
+    pub p_size: Xy<u32>,
+    /// Width and height of q, pixels.
+    pub q_size: Xy<u32>,
+}
+
+/// The parts of both tiles that a pair needs, in pixels of each tile.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StripRects {
+    /// Part of p.
+    pub p: BoxXy,
+    /// Part of q.
+    pub q: BoxXy,
+}
+
+impl Pair {
+    /// The common part in pixels of p, were the shift `shift`; `None` where there is none.
+    pub fn overlap(&self, shift: Xy<f64>) -> Option<BoxXy> {
+        let q = BoxXy {
+            min: Xy::new((-shift.x).ceil() as i64, (-shift.y).ceil() as i64),
+            max: Xy::new(
+                (f64::from(self.q_size.x) - 1.0 - shift.x).floor() as i64 + 1,
+                (f64::from(self.q_size.y) - 1.0 - shift.y).floor() as i64 + 1,
+            ),
+        };
+        tile_box(self.p_size).intersect(&q)
+    }
+
+    /// Largest error of the nominal shift that is looked for at first, along x and y alike, pixels.
+    pub fn margin(&self, config: &MatchConfig) -> f64 {
+        let side = self.p_size.x.max(self.p_size.y).max(self.q_size.x).max(self.q_size.y);
+        config.margin_px.max(config.margin_fraction * f64::from(side))
+    }
+}
+
+/// The rectangle of all pixels of a tile.
+pub(super) fn tile_box(size: Xy<u32>) -> BoxXy {
+    BoxXy { min: Xy::new(0, 0), max: Xy::new(i64::from(size.x), i64::from(size.y)) }
+}
+
+/// The rectangles of both tiles that may show common tissue where the nominal shift is wrong by up to `margin` pixels.
+///
+/// Only these need to be read. [`Matcher::rects`](super::Matcher::rects) gives those that a configuration asks for.
+pub fn overlap_rects(pair: &Pair, margin: f64) -> StripRects {
+    let grown = |of: Xy<u32>, other: Xy<u32>, shift: Xy<f64>| {
+        let reach = BoxXy {
+            min: Xy::new((-shift.x - margin).floor() as i64, (-shift.y - margin).floor() as i64),
+            max: Xy::new(
+                (f64::from(other.x) - shift.x + margin).ceil() as i64,
+                (f64::from(other.y) - shift.y + margin).ceil() as i64,
+            ),
+        };
+        tile_box(of).intersect(&reach).unwrap_or_default()
+    };
+    StripRects {
+        p: grown(pair.p_size, pair.q_size, pair.shift),
+        q: grown(pair.q_size, pair.p_size, pair.shift * -1.0),
+    }
+}
+
+/// All pairs of present tiles whose nominal places overlap enough, sorted by (p, q).
+///
+/// Of several attempts of one beam at one stop only the last present one counts: drop those that inspection refused from
+/// `present` before. Keys that the plan does not know are left out.
+pub fn pairs(plan: &SectionPlan, present: &BTreeSet<TileKey>, config: &MatchConfig) -> Vec<Pair> {
+    let mut tiles: Vec<&PlannedTile> = current(present).into_values().filter_map(|k| plan.tile(k)).collect();
+    // A sweep over x keeps this far from quadratic for wide sections.
+    tiles.sort_by(|a, b| a.nominal.x.total_cmp(&b.nominal.x).then(a.key.cmp(&b.key)));
+    let widest = tiles.iter().map(|t| f64::from(t.size.x)).fold(0.0, f64::max);
+    let mut found = Vec::new();
+    for (i, a) in tiles.iter().enumerate() {
+        let near = tiles[i + 1..].iter().take_while(|b| b.nominal.x < a.nominal.x + widest);
+        found.extend(near.filter_map(|b| if a.key < b.key { pair_of(a, b, config) } else { pair_of(b, a, config) }));
+    }
+    found.sort_by_key(|p| (p.p, p.q));
+    found
+}
+
+/// The last present attempt of each beam at each stop.
+fn current(present: &BTreeSet<TileKey>) -> BTreeMap<(MfovId, BeamId), TileKey> {
+    // Ascending order: a later attempt overwrites an earlier one.
+    present.iter().map(|&k| ((k.mfov, k.beam), k)).collect()
+}
+
+fn pair_of(p: &PlannedTile, q: &PlannedTile, config: &MatchConfig) -> Option<Pair> {
+    let pair = Pair { p: p.key, q: q.key, shift: p.nominal - q.nominal, p_size: p.size, q_size: q.size };
+    let common = pair.overlap(pair.shift)?.size();
+    let short = common.x.min(common.y);
+    let along = |c: usize, a: u32, b: u32| c as f64 / f64::from(a.min(b));
+    let long = along(common.x, p.size.x, q.size.x).max(along(common.y, p.size.y, q.size.y));
+    (short >= config.min_overlap_px && long >= config.min_overlap_fraction).then_some(pair)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kinesin_stream::ids::{Attempt, RegionId, SectionId, SerialIndex};
+    use kinesin_stream::plan::MfovPlan;
+
+    fn plan(places: &[(f64, f64)], size: Xy<u32>, attempts: u16) -> SectionPlan {
+        let id = MfovId { section: SectionId(3), region: RegionId(0), mfov: 0 };
+        let tile = |(beam, &(x, y)): (usize, &(f64, f64)), attempt| PlannedTile {
+            key: TileKey { mfov: id, beam: BeamId(beam as u16), attempt: Attempt(attempt) },
+            name: format!("{beam}-{attempt}"),
+            nominal: Xy::new(x, y),
+            size,
+        };
+        let tiles = places.iter().enumerate().flat_map(|t| (0..attempts).map(move |a| tile(t, a))).collect();
+        let (section, serial) = (SectionId(3), SerialIndex(0));
+        SectionPlan { section, serial, name: "s".into(), mfovs: vec![MfovPlan { id, tiles }] }
+    }
+
+    fn keys(plan: &SectionPlan) -> BTreeSet<TileKey> {
+        plan.tiles().map(|t| t.key).collect()
+    }
+
+    #[test]
+    fn a_square_grid_has_side_pairs_and_a_hexagon_six_around_each() {
+        let grid: Vec<_> = (0..12).map(|i| (f64::from(i % 4) * 92.0, f64::from(i / 4) * 92.0)).collect();
+        let plan_of = |places: &[(f64, f64)], h| plan(places, Xy::new(100, h), 1);
+        let grid = plan_of(&grid, 100);
+        // 3 rows of 3 and 4 columns of 2; corners overlap by 8 px only along both axes.
+        assert_eq!(pairs(&grid, &keys(&grid), &MatchConfig::default()).len(), 9 + 8);
+        let hexagon: Vec<_> = [(0, 0), (2, 0), (1, 1), (-1, 1), (-2, 0), (-1, -1), (1, -1)]
+            .iter()
+            .map(|&(x, y)| (f64::from(x) * 46.0, f64::from(y) * 80.0))
+            .collect();
+        let hexagon = plan_of(&hexagon, 88);
+        let found = pairs(&hexagon, &keys(&hexagon), &MatchConfig::default());
+        assert_eq!(found.len(), 12);
+        assert!(found.iter().all(|p| p.p < p.q));
+        assert!(found.windows(2).all(|w| (w[0].p, w[0].q) < (w[1].p, w[1].q)));
+    }
+
+    #[test]
+    fn a_retake_replaces_the_tile_and_never_pairs_with_it() {
+        let plan = plan(&[(0.0, 0.0), (80.0, 0.0)], Xy::new(100, 100), 2);
+        let mut present = keys(&plan);
+        let found = pairs(&plan, &present, &MatchConfig::default());
+        assert_eq!(found.len(), 1);
+        assert_eq!((found[0].p.attempt, found[0].q.attempt), (Attempt(1), Attempt(1)));
+        present.retain(|k| k.attempt == Attempt(0) || k.beam == BeamId(0));
+        let found = pairs(&plan, &present, &MatchConfig::default());
+        assert_eq!((found[0].p.attempt, found[0].q.attempt), (Attempt(1), Attempt(0)));
+    }
+
+    #[test]
+    fn rects_hold_the_overlap_at_any_shift_within_the_margin() {
+        let plan = plan(&[(0.0, 0.0), (80.5, -7.25)], Xy::new(100, 90), 1);
+        let pair = pairs(&plan, &keys(&plan), &MatchConfig::default())[0];
+        let rects = overlap_rects(&pair, 6.0);
+        for (ex, ey) in [(-6.0, 6.0), (6.0, -6.0), (6.0, 6.0), (0.0, 0.0)] {
+            let shift = pair.shift + Xy::new(ex, ey);
+            let common = pair.overlap(shift).expect("still overlapping");
+            assert_eq!(common.intersect(&rects.p), Some(common));
+            let in_q = BoxXy {
+                min: Xy::new((common.min.x as f64 + shift.x).floor() as i64, (common.min.y as f64 + shift.y).floor() as i64),
+                max: Xy::new((common.max.x as f64 + shift.x).ceil() as i64, (common.max.y as f64 + shift.y).ceil() as i64),
+            };
+            let inside = in_q.intersect(&tile_box(pair.q_size)).expect("inside");
+            assert_eq!(inside.intersect(&rects.q), Some(inside));
+        }
+        assert!(rects.p.size().x <= 34, "a strip, not the tile: {rects:?}");
+    }
+}
