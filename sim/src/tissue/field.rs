@@ -70,6 +70,19 @@ impl Segment {
         norm(v) - r
     }
 
+    /// The field at several points, given as one array an axis.
+    #[inline]
+    pub(super) fn fields<const N: usize>(&self, p: &[[f32; N]; 3]) -> [f32; N] {
+        std::array::from_fn(|k| {
+            let (z, y, x) = (p[0][k] - self.a[0], p[1][k] - self.a[1], p[2][k] - self.a[2]);
+            let t = (z * self.d[0] + y * self.d[1] + x * self.d[2]) * self.per_length2;
+            let t = if t > 0.0 { t } else { 0.0 };
+            let t = if t < 1.0 { t } else { 1.0 };
+            let (z, y, x) = (z - t * self.d[0], y - t * self.d[1], x - t * self.d[2]);
+            (z * z + y * y + x * x).sqrt() - (self.r + self.dr * t)
+        })
+    }
+
     /// Unit vector from the axis to `p`, and the radius there.
     pub(super) fn normal(&self, p: V3) -> (V3, f32) {
         let (v, r) = self.nearest(p);

@@ -20,7 +20,7 @@ pub(super) struct Organelles {
 
 impl Organelles {
     pub(super) fn new(low: V3, high: V3) -> Self {
-        Self { index: Index::new(low, high, 130.0), parts: Vec::new() }
+        Self { index: Index::new(low, high, 180.0), parts: Vec::new() }
     }
 
     pub(super) fn push(&mut self, part: Part, shape: Segment) {

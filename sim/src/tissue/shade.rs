@@ -82,7 +82,7 @@ fn body(section: &Section, spot: &Spot, inside: &[(Part, Segment)], fine: f32) -
     let [_, y, x] = spot.place;
     let (medium, coarse) = (section.medium.at(y, x), section.coarse.at(y, x));
     let nucleus = inside.iter().filter(|(p, s)| *p == Part::Nucleus && s.id == spot.owner.id);
-    let f = nucleus.map(|(_, s)| s.field(spot.warped)).fold(f32::MAX, f32::min) + 90.0 * coarse;
+    let f = nucleus.map(|(_, s)| s.field(spot.warped)).fold(f32::MAX, f32::min) + 40.0 * coarse.clamp(-2.0, 2.0);
     if f > 20.0 {
         let mut v = 152.0 + 8.0 * fine + 7.0 * medium;
         // Stacks of rough endoplasmic reticulum: lines of equal height of the coarse noise.
