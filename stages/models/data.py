@@ -44,8 +44,11 @@ def load_ac4(first: int, stop: int, factor: int = 2) -> tuple[np.ndarray, np.nda
     return area_downsample(stack("raw"), factor), labels
 
 
-def tissue(seed: int, size: tuple[int, int, int], voxel: tuple[int, int, int], out: Path) -> dict[str, np.ndarray]:
-    """Simulated tissue of one seed as {image u8, labels u32, classes u8}; made once, then read back from `out`."""
+def tissue(seed: int, size: tuple[int, int, int], voxel: tuple[int, int, int], out: Path, **settings) -> dict[str, np.ndarray]:
+    """Simulated tissue of one seed as {image u8, labels u32, classes u8}; made once, then read back from `out`.
+
+    `settings` are shares of the generator's own configuration (cell_bodies, vessels, resin, ...).
+    """
     import tifffile
 
     names = ("image", "labels", "classes")
@@ -53,8 +56,16 @@ def tissue(seed: int, size: tuple[int, int, int], voxel: tuple[int, int, int], o
         out.mkdir(parents=True, exist_ok=True)
         command = ["cargo", "run", "--release", "-p", "kinesin-sim", "--example", "tissue", "--", "--seed", str(seed)]
         command += ["--size", ",".join(map(str, size)), "--voxel", ",".join(map(str, voxel)), "--out", str(out)]
+        for key, value in settings.items():
+            command += ["--set", f"{key}={value}"]
         subprocess.run(command, cwd=ROOT, check=True)
     return {n: tifffile.imread(out / f"{n}.tif") for n in names}
+
+
+def sample(labels: np.ndarray, factor: int) -> np.ndarray:
+    """Every factor-th label in plane (labels cannot be averaged), cut like area_downsample."""
+    z, y, x = labels.shape
+    return labels[:, : y // factor * factor : factor, : x // factor * factor : factor]
 
 
 def normalise(image: np.ndarray, valid: np.ndarray | None = None) -> np.ndarray:

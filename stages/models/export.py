@@ -40,6 +40,14 @@ def write_onnx(net: torch.nn.Module, inputs: dict[str, tuple[int, ...]], path: P
     return worst
 
 
+def read_weights(path: Path) -> dict[str, torch.Tensor]:
+    """The weights in a file that write_onnx made, by their names in the network."""
+    import onnx
+    from onnx import numpy_helper
+
+    return {w.name: torch.tensor(numpy_helper.to_array(w).copy()) for w in onnx.load(str(path)).graph.initializer}
+
+
 def _toml(value) -> str:
     if isinstance(value, list):
         return "[" + ", ".join(_toml(v) for v in value) + "]"

@@ -15,6 +15,7 @@ import augment
 import data
 import export
 import ffn
+import mask
 
 FFN_RULES = {"deltas": list(ffn.DELTAS), "init_activation": 0.95, "pad_value": 0.05, "move_threshold": 0.9,
              "segment_threshold": 0.6, "min_segment_size": 300, "min_boundary_dist": [0, 1, 1], "disco_seed_threshold": 0.0}
@@ -36,11 +37,62 @@ def train_ffn_cortex(args):
         manifest = ffn_manifest("Flood-filling network for mouse cortex, ATUM-SEM at 12 x 12 x 30 nm", [30.0, 12.0, 12.0], training)
         export.write_model("ffn-cortex-12nm", net, {"image": (1, *ffn.FOV), "seed": (1, *ffn.FOV)}, manifest, args.out)
 
-    ffn.train(volumes, augment.cortex, seconds=args.seconds or 3500, seed=args.seed, batch=args.batch or 8, peak_rate=1e-3,
-              shares={"rim": 0.08, "outside": 0.04, "half": 0.15}, save=save)
+    ffn.train(volumes, augment.cortex, seconds=args.seconds or 3600, seed=args.seed, batch=args.batch or 8, peak_rate=args.rate,
+              shares={"rim": 0.08, "outside": 0.04, "filled": (0.7, 0.25)}, save=save)
 
 
-COMMANDS = {"ffn-cortex": train_ffn_cortex}
+def tissue_volumes(args, seeds, size, voxel, prefix, **settings):
+    return [data.tissue(s, size, voxel, args.work / f"{prefix}-{s}", **settings) for s in seeds]
+
+
+def train_ffn_sim(args):
+    """Tissue of seeds 1..3 at 16 x 16 x 30 nm, starting from the weights of ffn-cortex-12nm."""
+    seeds = (1, 2, 3)
+    volumes = []
+    for made in tissue_volumes(args, seeds, (48, 640, 640), (30, 16, 16), "ffn"):
+        volumes.append(data.Volume(data.normalise(made["image"]), made["labels"].astype("int32"), (30, 16, 16), ffn.BOX))
+
+    def save(net, steps, spent):
+        training = {"data": f"simulated tissue, seeds {seeds}, 48 x 640 x 640 voxels each, with a simulated scope's faults; started "
+                            "from ffn-cortex-12nm", "seed": args.seed, "steps": steps, "wall_seconds": round(spent, 1), "scores": args.scores}
+        manifest = ffn_manifest("Flood-filling network for Kinesin's simulated tissue at 16 x 16 x 30 nm", [30.0, 16.0, 16.0], training)
+        export.write_model("ffn-sim-16nm", net, {"image": (1, *ffn.FOV), "seed": (1, *ffn.FOV)}, manifest, args.out)
+
+    start = args.start or export.HERE / "ffn-cortex-12nm" / "model.onnx"
+    ffn.train(volumes, augment.scope, seconds=args.seconds or 2400, seed=args.seed, batch=args.batch or 8, peak_rate=args.rate,
+              shares={"rim": 0.08, "outside": 0.04, "filled": (0.4, 0.25)}, save=save, weights=export.read_weights(start))
+
+
+def train_mask_sim(args):
+    """Sections 180 nm apart of seeds 11..16, made at 16 nm and averaged to 32 nm; seed 111 measures."""
+    settings = {"cell_bodies": 0.12, "vessels": 0.05, "resin": 0.06}
+
+    def sections(seeds):
+        images, classes = [], []
+        for made in tissue_volumes(args, seeds, (6, 1536, 1536), (180, 16, 16), "mask", **settings):
+            images += list(data.normalise(data.area_downsample(made["image"], 2)))
+            classes += list(data.sample(made["classes"], 2).astype("int64"))
+        return images, classes
+
+    held = sections((111,))
+
+    def save(net, steps, spent):
+        overlap = mask.intersection_over_union(net, *held)
+        scores = "IoU per class on held-out tissue (seed 111, no added noise): " + ", ".join(
+            f"{name} {value:.3f}" for name, value in zip(mask.CLASSES, overlap))
+        print(scores, flush=True)
+        manifest = {"kind": "mask", "description": "Vessel, cell body and resin in simulated tissue at 32 x 32 nm", "axes": "zyx",
+                    "voxel_size_nm": [30.0, 32.0, 32.0], "shape": [1, mask.TILE, mask.TILE], "normalisation": {"kind": "section"},
+                    "mask": {"classes": list(mask.CLASSES), "threshold": 0.5},
+                    "training": {"data": "simulated tissue, seeds 11..16, 6 sections each, 24.6 x 24.6 um", "seed": args.seed,
+                                 "steps": steps, "wall_seconds": round(spent, 1), "scores": scores}}
+        export.write_model("mask-sim-32nm", net, {"image": (1, mask.TILE, mask.TILE)}, manifest, args.out)
+
+    mask.train(mask.Sections(*sections(range(11, 17))), augment.tile, seconds=args.seconds or 540, seed=args.seed,
+               batch=args.batch or 4, peak_rate=2e-3, save=save)
+
+
+COMMANDS = {"ffn-cortex": train_ffn_cortex, "ffn-sim": train_ffn_sim, "mask-sim": train_mask_sim}
 
 
 def main():
@@ -49,7 +101,9 @@ def main():
     parser.add_argument("--seconds", type=float, help="wall time to train (default: the model's own)")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--batch", type=int, help="examples per step")
+    parser.add_argument("--rate", type=float, default=1.5e-3, help="peak learning rate")
     parser.add_argument("--out", type=Path, help="folder to write (default: the model's folder here)")
+    parser.add_argument("--start", type=Path, help="ffn-sim: the model.onnx to start from")
     parser.add_argument("--scores", default="not measured yet", help="text for the manifest's scores field")
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "kinesin-train", help="scratch for simulated tissue")
     args = parser.parse_args()
