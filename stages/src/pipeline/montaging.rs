@@ -1,0 +1,208 @@
+//! The montage box of the line: waits until every pair of a section is matched, solves, writes the section's files.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use kinesin_backpressure::{Bytes, Cost, Receiver, Sender};
+use kinesin_stream::ids::{SectionId, TileKey};
+use kinesin_stream::map::{Affine, Map, TileToSection};
+use kinesin_stream::plan::SectionPlan;
+use kinesin_stream::runner::RunToken;
+use kinesin_stream::stage::StopError;
+use kinesin_stream::tile::Reason;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use super::gather::Closed;
+use super::matching::MontageInput;
+use super::telemetry::{Moment, StageName, Telemetry};
+use crate::inspect::TileQuality;
+use crate::montage::{Anchor, Montage, MontageConfig, PlacedTile as MontagedTile, Residual, solve};
+use crate::pointmatch::PairMatches;
+use crate::publish::{SectionFiles, read_json, tile_specs, write_json};
+use crate::render::intensity::{self, OverlapStat};
+use crate::render::{PlacedTile, Tone};
+
+/// A section whose tiles are placed. Small: no pixels.
+#[derive(Clone, Debug)]
+pub(super) struct Montaged {
+    pub(super) plan: Arc<SectionPlan>,
+    pub(super) montage: Arc<Montage>,
+    pub(super) tones: BTreeMap<TileKey, Tone>,
+}
+
+impl Cost for Montaged {
+    fn cost(&self) -> Bytes {
+        Bytes((size_of::<Self>() + 1024 * self.montage.tiles.len()) as u64)
+    }
+}
+
+impl Montaged {
+    /// Tiles as the renderer takes them, through `map` of each.
+    pub(super) fn placed(&self, map: impl Fn(&TileToSection, kinesin_stream::geometry::Xy<u32>) -> Map) -> Vec<PlacedTile> {
+        let tiles = self.montage.tiles.iter().filter_map(|t| {
+            let size = self.plan.tile(t.key)?.size;
+            let tone = self.tones.get(&t.key).copied().unwrap_or(Tone::IDENTITY);
+            Some(PlacedTile { key: t.key, size, map: map(&t.map, size), tone })
+        });
+        tiles.collect()
+    }
+}
+
+/// What a restart needs to go on without matching again.
+#[derive(Serialize, Deserialize)]
+struct Solved {
+    montage: Montage,
+    tones: Vec<(TileKey, Tone)>,
+}
+
+/// What has come of a section so far.
+#[derive(Default)]
+struct Open {
+    closed: Option<Closed>,
+    matches: BTreeMap<(TileKey, TileKey), (PairMatches, Option<OverlapStat>)>,
+}
+
+/// The montage box.
+pub(super) struct MontageBox {
+    pub(super) config: MontageConfig,
+    /// Leave the tiles where the scope believed them to be.
+    pub(super) nominal: bool,
+    pub(super) pixel_nm: f64,
+    pub(super) out: PathBuf,
+    pub(super) telemetry: Arc<Telemetry>,
+}
+
+impl MontageBox {
+    pub(super) fn work(
+        &self,
+        (input, montaged): (Receiver<MontageInput>, Sender<Montaged>),
+        run: &RunToken,
+    ) -> Result<(), StopError> {
+        let mut open: BTreeMap<SectionId, Open> = BTreeMap::new();
+        while let Some(message) = input.recv_blocking() {
+            let section = match &*message {
+                MontageInput::Matched(plan, matches, stat) => {
+                    let pair = (matches.p, matches.q);
+                    open.entry(plan.section).or_default().matches.insert(pair, (matches.clone(), *stat));
+                    plan.section
+                }
+                MontageInput::Closed(closed) => {
+                    self.telemetry.mark(closed.plan.serial.0, Moment::LastTile);
+                    open.entry(closed.plan.section).or_default().closed = Some(closed.clone());
+                    closed.plan.section
+                }
+            };
+            drop(message);
+            run.working_on(section.to_string());
+            let ready = open.get(&section).is_some_and(|o| match &o.closed {
+                Some(closed) => self.is_solved(closed) || closed.pairs.iter().all(|p| o.matches.contains_key(p)),
+                None => false,
+            });
+            if ready {
+                let Some(Open { closed: Some(closed), matches }) = open.remove(&section) else { continue };
+                montaged.send_blocking(self.section(closed, matches)?)?;
+            }
+        }
+        Ok(run.check()?)
+    }
+
+    fn files(&self, plan: &SectionPlan) -> SectionFiles {
+        SectionFiles::new(&self.out, plan.serial.0)
+    }
+
+    fn is_solved(&self, closed: &Closed) -> bool {
+        self.files(&closed.plan).solved().is_file()
+    }
+
+    fn section(
+        &self,
+        closed: Closed,
+        matches: BTreeMap<(TileKey, TileKey), (PairMatches, Option<OverlapStat>)>,
+    ) -> Result<Montaged, StopError> {
+        let files = self.files(&closed.plan);
+        if let Some(solved) = read_json::<Solved>(&files.solved())? {
+            let tones = solved.tones.into_iter().collect();
+            return Ok(Montaged { plan: closed.plan, montage: Arc::new(solved.montage), tones });
+        }
+        let pixels = closed.plan.tiles().map(|t| u64::from(t.size.x) * u64::from(t.size.y)).sum();
+        let (montage, tones) = self.telemetry.time(StageName::Montage, pixels, || self.solve(&closed, matches));
+        write_json(&files.montage(), &tile_specs(&closed.plan, self.pixel_nm, |t| montage.tile(t.key).map(|m| &m.0)))?;
+        write_json(&files.placements(), &montage.placements())?;
+        write_json(&files.quality(), &quality(&closed, &montage))?;
+        let solved = Solved { montage, tones: tones.into_iter().collect() };
+        // Last: where this file is, the others are.
+        write_json(&files.solved(), &solved)?;
+        let tones = solved.tones.into_iter().collect();
+        Ok(Montaged { plan: closed.plan, montage: Arc::new(solved.montage), tones })
+    }
+
+    fn solve(
+        &self,
+        closed: &Closed,
+        mut matches: BTreeMap<(TileKey, TileKey), (PairMatches, Option<OverlapStat>)>,
+    ) -> (Montage, BTreeMap<TileKey, Tone>) {
+        let counted: BTreeSet<(TileKey, TileKey)> = closed.pairs.iter().copied().collect();
+        matches.retain(|pair, _| counted.contains(pair));
+        let (matches, stats): (Vec<PairMatches>, Vec<Option<OverlapStat>>) = matches.into_values().unzip();
+        let present = current(&closed.tiles);
+        let keys: Vec<TileKey> = present.iter().copied().collect();
+        let stats: Vec<OverlapStat> = stats.into_iter().flatten().collect();
+        let tones = intensity::solve(&keys, &stats);
+        let montage = if self.nominal {
+            nominal(&closed.plan, &present)
+        } else {
+            solve(&closed.plan, &present, &matches, &self.config)
+        };
+        (montage, tones)
+    }
+}
+
+/// The last durable attempt of each tile.
+fn current(tiles: &BTreeMap<TileKey, TileQuality>) -> BTreeSet<TileKey> {
+    let last: BTreeMap<_, _> = tiles.keys().map(|k| ((k.mfov, k.beam), *k)).collect();
+    last.into_values().collect()
+}
+
+/// Every tile where the scope believed it to be: what the montage stage has to beat.
+fn nominal(plan: &SectionPlan, present: &BTreeSet<TileKey>) -> Montage {
+    let tiles = plan.tiles().filter(|t| present.contains(&t.key)).map(|t| MontagedTile {
+        key: t.key,
+        name: t.name.clone(),
+        map: TileToSection(Map::Affine(Affine::translation(t.nominal))),
+        anchor: Anchor::Nominal,
+    });
+    Montage {
+        section: plan.section,
+        serial: plan.serial,
+        stiffness: None,
+        trials: Vec::new(),
+        residual: Residual::default(),
+        pairs: Vec::new(),
+        tiles: tiles.collect(),
+    }
+}
+
+/// What an operator wants to know of the section at once.
+fn quality(closed: &Closed, montage: &Montage) -> serde_json::Value {
+    let name = |key: TileKey| closed.plan.tile(key).map_or_else(|| key.to_string(), |t| t.name.clone());
+    let tiles: serde_json::Map<_, _> = closed.tiles.iter().map(|(k, q)| (name(*k), json!(q))).collect();
+    let reason = |(k, r): (&TileKey, &Reason)| (name(*k), json!(r.to_string()));
+    let lost: serde_json::Map<_, _> = closed.lost.iter().map(reason).collect();
+    let faults: Vec<_> = montage
+        .faults()
+        .map(|f| json!({"p": name(f.p), "q": name(f.q), "confidence": f.confidence, "fault": f.fault}))
+        .collect();
+    let unconnected: Vec<_> = montage.unconnected().map(|t| json!({"tile": t.name, "held_by": t.anchor})).collect();
+    json!({
+        "section": closed.plan.name,
+        "z": closed.plan.serial.0,
+        "tiles": tiles,
+        "lost": lost,
+        "doubtful_or_failed_overlaps": faults,
+        "tiles_not_held_by_matches": unconnected,
+        "residual_px": montage.residual,
+        "stiffness": montage.stiffness,
+    })
+}
