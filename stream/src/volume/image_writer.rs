@@ -214,14 +214,14 @@ impl SectionWriter<'_> {
         band.waiting.extend_from_slice(row);
         band.rows += 1;
         let last = band.rows == band.plane.y;
-        if last || band.rows % spec.chunk.y == 0 {
+        if last || band.rows.is_multiple_of(spec.chunk.y) {
             self.image.write_chunks(self.z, level, (band.rows - 1) / spec.chunk.y, &band.waiting)?;
             band.waiting.clear();
         }
         if level + 1 == spec.levels {
             return Ok(());
         }
-        let reduced = if band.rows % 2 == 0 {
+        let reduced = if band.rows.is_multiple_of(2) {
             Some(reduce(&band.upper, row, spec.reduce))
         } else if last {
             Some(reduce(row, &[], spec.reduce))
@@ -258,28 +258,43 @@ impl ImageWriter {
 
 /// Halves two rows (or the last one alone, with `lower` empty) into one; an odd last column stands alone.
 fn reduce(upper: &[u8], lower: &[u8], by: Reduce) -> Vec<u8> {
-    let lower = if lower.is_empty() { None } else { Some(lower) };
-    (0..upper.len().div_ceil(2))
-        .map(|i| {
-            let pair = 2 * i..(2 * i + 2).min(upper.len());
-            let below = lower.map_or(&[][..], |l| &l[pair.clone()]);
-            let values = upper[pair].iter().chain(below).copied();
-            match by {
-                Reduce::Mean => mean(values),
-                Reduce::Mode => mode(values),
-            }
-        })
-        .collect()
+    let (top, top_rest) = upper.as_chunks::<2>();
+    let (bottom, bottom_rest) = lower.as_chunks::<2>();
+    let mut out = Vec::with_capacity(upper.len().div_ceil(2));
+    if bottom.is_empty() {
+        out.extend(top.iter().map(|pair| by.one(pair)));
+    } else {
+        out.extend(top.iter().zip(bottom).map(|(&[a, b], &[c, d])| by.one(&[a, b, c, d])));
+    }
+    if let Some(&a) = top_rest.first() {
+        out.push(bottom_rest.first().map_or(a, |&c| by.one(&[a, c])));
+    }
+    out
 }
 
-fn mean(values: impl Iterator<Item = u8>) -> u8 {
-    let (sum, n) = values.fold((0u16, 0u16), |(sum, n), v| (sum + u16::from(v), n + u16::from(v > 0)));
-    if n == 0 { 0 } else { ((sum + n / 2) / n) as u8 }
+impl Reduce {
+    fn one(self, values: &[u8]) -> u8 {
+        match self {
+            Self::Mean => mean(values),
+            Self::Mode => mode(values),
+        }
+    }
 }
 
-fn mode(values: impl Iterator<Item = u8> + Clone) -> u8 {
-    let count = |c: u8| values.clone().filter(|&v| v == c).count();
-    values.clone().max_by_key(|&v| (count(v), v)).unwrap_or(0)
+fn mean(values: &[u8]) -> u8 {
+    let sum = values.iter().map(|&v| u16::from(v)).sum::<u16>();
+    match values.iter().filter(|&&v| v > 0).count() {
+        0 => 0,
+        1 => sum as u8,
+        2 => sum.div_ceil(2) as u8,
+        3 => ((sum + 1) / 3) as u8,
+        _ => ((sum + 2) / 4) as u8,
+    }
+}
+
+fn mode(values: &[u8]) -> u8 {
+    let count = |c: u8| values.iter().filter(|&&v| v == c).count();
+    values.iter().copied().max_by_key(|&v| (count(v), v)).unwrap_or(0)
 }
 
 fn check(path: &Path, spec: &ImageSpec) -> Result<(), VolumeError> {

@@ -109,7 +109,7 @@ impl LabelWriter {
             return Err(VolumeError::Bounds { path: self.path.clone(), wanted, has });
         }
         let chunk = self.spec.chunk;
-        let aligned = |at: i64, end: usize, chunk: usize| at as usize % chunk == 0 || at as usize == end;
+        let aligned = |at: i64, end: usize, chunk: usize| (at as usize).is_multiple_of(chunk) || at as usize == end;
         let on_grid = |at: Zyx<i64>, end: Zyx<usize>| {
             aligned(at.z, end.z, chunk.z) && aligned(at.y, end.y, chunk.y) && aligned(at.x, end.x, chunk.x)
         };

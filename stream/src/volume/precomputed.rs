@@ -249,7 +249,7 @@ impl Precomputed {
         for chunk_box in chunks(bounds, self.chunk, self.info.bounds()) {
             let (Some(common), Some(chunk)) = (chunk_box.intersect(&bounds), self.chunk(chunk_box)?) else { continue };
             let values = values(&chunk);
-            let whole = ndarray::ArrayView3::from_shape((chunk.shape.z, chunk.shape.y, chunk.shape.x), &*values)
+            let whole = ndarray::ArrayView3::from_shape((chunk.shape.z, chunk.shape.y, chunk.shape.x), &values)
                 .expect("the number of voxels was checked on decoding");
             let [from, to] = [chunk_box.min, bounds.min].map(|o| {
                 let m = common.min;
