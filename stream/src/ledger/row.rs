@@ -92,6 +92,13 @@ pub struct Duplicates {
     pub other: u64,
 }
 
+impl Duplicates {
+    /// Counts one more.
+    pub fn count(&mut self, same: bool) {
+        *(if same { &mut self.same } else { &mut self.other }) += 1;
+    }
+}
+
 impl Counts {
     /// All promised tiles.
     pub fn promised(&self) -> u64 {
