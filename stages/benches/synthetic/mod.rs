@@ -55,6 +55,7 @@ pub(crate) struct Section {
     /// The images.
     pub(crate) tiles: BTreeMap<TileKey, Pixels>,
     truth: BTreeMap<TileKey, Truth>,
+    blank: BTreeSet<TileKey>,
 }
 
 #[derive(Clone, Copy)]
@@ -115,7 +116,8 @@ pub(crate) fn section(recipe: &Recipe) -> Section {
         name: "synthetic".into(),
         mfovs: vec![MfovPlan { id, tiles }],
     };
-    Section { plan, tiles: images, truth }
+    let blank = truth.keys().copied().filter(|k| recipe.blank.contains(&k.beam.0)).collect();
+    Section { plan, tiles: images, truth, blank }
 }
 
 impl Section {
@@ -147,9 +149,9 @@ impl Section {
         m.points.iter().map(|x| (p.apply(x.p) - q.apply(x.q)).norm()).collect()
     }
 
-    /// Seam errors on a grid over all overlaps: how far apart `map` puts one point of tissue seen in two tiles, pixels.
+    /// Seam errors on a grid over all overlaps of tiles with tissue: how far apart `map` puts one point of tissue seen in two tiles, pixels.
     pub(crate) fn seams(&self, map: impl Fn(TileKey, Xy<f64>) -> Xy<f64>) -> Vec<f64> {
-        let keys: Vec<TileKey> = self.tiles.keys().copied().collect();
+        let keys: Vec<TileKey> = self.tiles.keys().copied().filter(|k| !self.blank.contains(k)).collect();
         let mut errors = Vec::new();
         for (i, &a) in keys.iter().enumerate() {
             for &b in &keys[i + 1..] {

@@ -15,15 +15,17 @@ pub struct MontageConfig {
     pub huber_px: f64,
     /// Standard deviation of one good point match, pixels; only its ratio to the next four counts. Default 0.2.
     pub point_sd_px: f64,
-    /// Expected size of a tile's own linear part at its sides, pixels. Default 1.0: 2e-3 of a 1024 px tile.
-    pub affine_sd_px: f64,
+    /// Expected spread of scale, shear and rotation between tiles, and of what all share, as a part of one. Default 1e-3,
+    /// the order of what calibrated beams and cameras show.
+    pub affine_sd: f64,
     /// Expected size of a tile's own bending (each polynomial term) at its sides, pixels. Default 0.7.
     pub bend_sd_px: f64,
     /// Expected size of each term of a lens that tiles share, pixels. Default 3.
     pub lens_sd_px: f64,
     /// Expected error of the stage, pixels; 0 takes it from the data. Default 0.
     pub stage_sd_px: f64,
-    /// A softer model is taken only where it lowers the error at held-out points by more than this part. Default 0.03.
+    /// A softer model is taken only where it lowers the error at held-out points by more than this part. Default 0.05: less is
+    /// within the chance of the test, and every softer model lets the section as a whole drift more.
     pub min_gain: f64,
     /// Into how many parts the points are dealt for the held-out test. Default 4.
     pub folds: usize,
@@ -39,11 +41,11 @@ impl Default for MontageConfig {
             link_tolerance_fraction: 0.01,
             huber_px: 1.0,
             point_sd_px: 0.2,
-            affine_sd_px: 1.0,
+            affine_sd: 1e-3,
             bend_sd_px: 0.7,
             lens_sd_px: 3.0,
             stage_sd_px: 0.0,
-            min_gain: 0.03,
+            min_gain: 0.05,
             folds: 4,
             grid_nodes: 9,
         }

@@ -129,10 +129,16 @@ fn choose(problem: &Problem, config: &MontageConfig) -> (Option<Fit>, Vec<Trial>
         return (None, Vec::new());
     }
     let repeated = problem.beams.iter().max().is_some_and(|&b| 2 * (b + 1) <= problem.beams.len());
-    let ladder = Stiffness::LADDER.into_iter().filter(|s| s.lens != Lens::Beam || repeated);
+    let points: usize = problem.pairs.iter().map(|p| p.points.len()).sum();
+    let carried = |s: &Stiffness| basis::terms(s.degree) * problem.frames.len() <= 2 * points;
+    let ladder = Stiffness::LADDER.into_iter().filter(|s| carried(s) && (s.lens != Lens::Beam || repeated));
     let mut trials: Vec<Trial> = Vec::new();
     let mut best: Option<(f64, Stiffness)> = None;
     for stiffness in ladder {
+        // Where cubic tiles did not help, softer ones will not.
+        if stiffness.degree > 3 && best.is_some_and(|(_, b)| b.degree < 3) {
+            continue;
+        }
         let Some(held_out) = held_out(problem, stiffness, config) else { continue };
         trials.push(Trial { stiffness, held_out_px: held_out });
         if best.is_none_or(|(b, _)| held_out < b * (1.0 - config.min_gain)) {

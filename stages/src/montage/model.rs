@@ -131,7 +131,7 @@ impl Problem {
             Lens::Beam => self.beams.iter().map(|&b| Some(b)).collect(),
         };
         let mut fit: Option<Fit> = None;
-        for _ in 0..5 {
+        for _ in 0..4 {
             let normal = self.normal(stiffness, &groups, held, fit.as_ref(), config);
             let solution = normal.solve()?;
             let take = |block: usize, n: usize| solution[normal.start(block)..normal.start(block) + n].to_vec();
@@ -170,18 +170,23 @@ impl Problem {
             }
         }
         let pull = |sd: f64| (config.point_sd_px / sd).powi(2);
+        let halves = |f: &Frame| config.affine_sd * (f.half.x + f.half.y) / 2.0;
+        let linear = self.frames.iter().map(halves).sum::<f64>() / tiles.max(1) as f64;
         for i in 0..tiles {
             for k in 0..own {
                 let weight = match degree_of(k) {
                     0 => pull(self.stage_sd),
-                    1 => pull(config.affine_sd_px),
+                    1 => pull(linear),
                     _ => pull(config.bend_sd_px),
                 };
                 normal.pull(i, k, weight, [0.0; 2]);
             }
         }
         for g in 0..lenses {
-            (0..shared).for_each(|k| normal.pull(tiles + g, k, pull(config.lens_sd_px), [0.0; 2]));
+            for k in 0..shared {
+                let sd = if degree_of(k + 1) == 1 { linear } else { config.lens_sd_px };
+                normal.pull(tiles + g, k, pull(sd), [0.0; 2]);
+            }
         }
         normal
     }

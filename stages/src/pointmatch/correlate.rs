@@ -33,8 +33,10 @@ impl Lags {
 /// The best lag of a surface.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Peak {
-    /// Lag with its fraction, pixels of the planes.
-    pub(super) lag: Xy<f64>,
+    /// The best whole lag, pixels of the planes.
+    pub(super) lag: Xy<i64>,
+    /// What the quadratic through the scores around it adds, pixels.
+    pub(super) fraction: Xy<f64>,
     /// Normalised score at the best whole lag.
     pub(super) score: f64,
     /// Best rank further than the guard from the peak, as a part of the peak's.
@@ -119,11 +121,8 @@ impl Correlator {
 
 /// Rank of a peak found on a surface of the same areas.
 fn peak_rank(surface: &Surface, peak: &Peak) -> f64 {
-    let whole = Xy::new(peak.lag.x.round() as i64, peak.lag.y.round() as i64);
-    let (w, h) = surface.lags.size();
-    let x = (whole.x - surface.lags.min.x).clamp(0, w as i64 - 1) as usize;
-    let y = (whole.y - surface.lags.min.y).clamp(0, h as i64 - 1) as usize;
-    peak.score * surface.root_area[y * w + x]
+    let (x, y) = (peak.lag.x - surface.lags.min.x, peak.lag.y - surface.lags.min.y);
+    peak.score * surface.root_area[y as usize * surface.lags.size().0 + x as usize]
 }
 
 /// Length at which no lag of the window wraps onto another.
@@ -326,38 +325,84 @@ impl Surface {
         let (i, rank) = self.best()?;
         let (x, y) = (i % w, i / w);
         let at_rim = x == 0 || y == 0 || x + 1 == w || y + 1 == h;
-        let part = if at_rim { Xy::default() } else { self.fraction(x, y) };
+        let around = |dx: i64, dy: i64| self.score[(y as i64 + dy) as usize * w + (x as i64 + dx) as usize];
+        let fraction = if at_rim { Xy::default() } else { top(around) };
         let far = |j: usize| ((j % w) as f64 - x as f64).hypot((j / w) as f64 - y as f64) > guard;
         let second = (0..w * h).filter(|&j| far(j)).map(|j| self.rank(j)).fold(0.0, f64::max);
-        let whole = Xy::new((self.lags.min.x + x as i64) as f64, (self.lags.min.y + y as i64) as f64);
-        Some(Peak { lag: whole + part, score: self.score[i], second: second / rank, mirror: 0.0, at_rim })
+        let lag = Xy::new(self.lags.min.x + x as i64, self.lags.min.y + y as i64);
+        Some(Peak { lag, fraction, score: self.score[i], second: second / rank, mirror: 0.0, at_rim })
     }
+}
 
-    /// Top of the quadratic through the 3 x 3 scores around a lag (least squares), at most one pixel away.
-    fn fraction(&self, x: usize, y: usize) -> Xy<f64> {
-        let w = self.lags.size().0;
-        let (mut sx, mut sy, mut sxx, mut syy, mut sxy, mut all) = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0);
-        for dy in -1i64..=1 {
-            for dx in -1i64..=1 {
-                let s = self.score[(y as i64 + dy) as usize * w + (x as i64 + dx) as usize];
-                let (u, v) = (dx as f64, dy as f64);
-                all += s;
-                sx += u * s;
-                sy += v * s;
-                sxx += u * u * s;
-                syy += v * v * s;
-                sxy += u * v * s;
-            }
-        }
-        let (gx, gy, hxy) = (sx / 6.0, sy / 6.0, sxy / 4.0);
-        let (hxx, hyy) = (sxx - 2.0 * all / 3.0, syy - 2.0 * all / 3.0);
-        let det = hxx * hyy - hxy * hxy;
-        if hxx >= 0.0 || det <= 0.0 {
-            return Xy::default();
-        }
-        let clip = |v: f64| v.clamp(-1.0, 1.0);
-        Xy::new(clip((hxy * gy - hyy * gx) / det), clip((hxy * gx - hxx * gy) / det))
+/// What a fraction of a pixel adds to `lag`, from the scores of the nine lags around it over one and the same part of f: in
+/// a narrow overlap a column more or less would otherwise move the peak. `None` where nothing is left to compare.
+pub(super) fn fraction(f: &Plane, g: &Plane, lag: Xy<i64>) -> Option<Xy<f64>> {
+    let inner = |f: usize, g: usize, lag: i64| {
+        let (from, to) = common(f, g, lag);
+        (from.max(1 - lag), to.min(g as i64 - lag - 1))
+    };
+    let ((x0, x1), (y0, y1)) = (inner(f.width, g.width, lag.x), inner(f.height, g.height, lag.y));
+    if x0 >= x1 || y0 >= y1 {
+        return None;
     }
+    let mut score = [[0.0f64; 3]; 3];
+    for (j, row) in score.iter_mut().enumerate() {
+        for (i, score) in row.iter_mut().enumerate() {
+            let (dx, dy) = (lag.x + i as i64 - 1, lag.y + j as i64 - 1);
+            let (mut fg, mut gg) = (0.0f64, 0.0f64);
+            for y in y0..y1 {
+                let a = &f.row(y as usize)[x0 as usize..x1 as usize];
+                let b = &g.row((y + dy) as usize)[(x0 + dx) as usize..(x1 + dx) as usize];
+                let (p, e) = products(a, b);
+                fg += f64::from(p);
+                gg += f64::from(e);
+            }
+            *score = if gg > 0.0 { fg / gg.sqrt() } else { 0.0 };
+        }
+    }
+    Some(top(|dx, dy| score[(dy + 1) as usize][(dx + 1) as usize]))
+}
+
+/// Sums of `a b` and `b b`, in lanes that the compiler turns into vectors.
+fn products(a: &[f32], b: &[f32]) -> (f32, f32) {
+    const LANES: usize = 8;
+    let (mut fg, mut gg) = ([0.0f32; LANES], [0.0f32; LANES]);
+    let (whole_a, whole_b) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
+    let rest = whole_a.remainder().iter().zip(whole_b.remainder());
+    let (mut p, mut e) = rest.fold((0.0, 0.0), |(p, e), (x, y)| (p + x * y, e + y * y));
+    for (x, y) in whole_a.zip(whole_b) {
+        for k in 0..LANES {
+            fg[k] += x[k] * y[k];
+            gg[k] += y[k] * y[k];
+        }
+    }
+    p += fg.iter().sum::<f32>();
+    e += gg.iter().sum::<f32>();
+    (p, e)
+}
+
+/// Top of the quadratic through 3 x 3 values (least squares), at most one pixel away along each axis.
+fn top(value: impl Fn(i64, i64) -> f64) -> Xy<f64> {
+    let (mut sx, mut sy, mut sxx, mut syy, mut sxy, mut all) = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0);
+    for dy in -1i64..=1 {
+        for dx in -1i64..=1 {
+            let (s, u, v) = (value(dx, dy), dx as f64, dy as f64);
+            all += s;
+            sx += u * s;
+            sy += v * s;
+            sxx += u * u * s;
+            syy += v * v * s;
+            sxy += u * v * s;
+        }
+    }
+    let (gx, gy, hxy) = (sx / 6.0, sy / 6.0, sxy / 4.0);
+    let (hxx, hyy) = (sxx - 2.0 * all / 3.0, syy - 2.0 * all / 3.0);
+    let det = hxx * hyy - hxy * hxy;
+    if hxx >= 0.0 || det <= 0.0 {
+        return Xy::default();
+    }
+    let clip = |v: f64| v.clamp(-1.0, 1.0);
+    Xy::new(clip((hxy * gy - hyy * gx) / det), clip((hxy * gx - hxx * gy) / det))
 }
 
 /// Indexes of f that have a partner in g at this lag.
@@ -385,7 +430,10 @@ mod tests {
             // g(i + l) = f(i) where g is drawn from further left by l.
             let peak = correlator.best(&texture(60, 45, 0.0, 0.0), &texture(52, 50, -dx, -dy), lags, 3.0, true);
             let peak = peak.expect("texture");
-            assert!((peak.lag - Xy::new(dx, dy)).norm() < 0.05, "{dx} {dy}: {peak:?}");
+            let whole = Xy::new(peak.lag.x as f64, peak.lag.y as f64);
+            assert!((whole + peak.fraction - Xy::new(dx, dy)).norm() < 0.05, "{dx} {dy}: {peak:?}");
+            let fine = fraction(&texture(60, 45, 0.0, 0.0), &texture(52, 50, -dx, -dy), peak.lag).expect("texture");
+            assert!((whole + fine - Xy::new(dx, dy)).norm() < 0.05, "{dx} {dy}: {fine:?}");
             assert!(peak.score > 0.9 && !peak.at_rim);
         }
     }

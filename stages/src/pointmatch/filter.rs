@@ -44,7 +44,7 @@ pub(super) fn reduced(pixels: &Pixels, rect: &BoxXy, step: usize) -> Plane {
     plane
 }
 
-/// Band-pass: Gaussian of `sigma`, less the mean over a window of `radius` taken twice, clipped at four standard deviations
+/// Band-pass: Gaussian of `sigma`, less the mean over a square of `radius`, clipped at four standard deviations
 /// so that single dark or bright things do not rule the correlation. `sigma` and `radius` are pixels of the plane.
 pub(super) fn band_pass(plane: &mut Plane, sigma: f64, radius: f64) {
     if plane.data.is_empty() {
@@ -53,9 +53,7 @@ pub(super) fn band_pass(plane: &mut Plane, sigma: f64, radius: f64) {
     smooth(plane, sigma);
     let mut slow = plane.clone();
     let half = (radius.round() as usize).max(2);
-    for _ in 0..2 {
-        local_mean(&mut slow, half);
-    }
+    local_mean(&mut slow, half);
     plane.data.iter_mut().zip(&slow.data).for_each(|(v, s)| *v -= s);
     // Patterns of a camera or of a scan that are the same in all rows or columns would match where nothing else does.
     if plane.width >= 32 {

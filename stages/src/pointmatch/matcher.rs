@@ -4,7 +4,7 @@ use kinesin_stream::geometry::{BoxXy, Xy, reduced_to_full};
 use kinesin_stream::pixels::Pixels;
 
 use super::config::MatchConfig;
-use super::correlate::{Correlator, Lags};
+use super::correlate::{Correlator, Lags, fraction};
 use super::course::{Sample, distances};
 use super::filter::{Plane, band_pass, reduced};
 use super::pairs::{Pair, StripRects, overlap_rects};
@@ -28,6 +28,11 @@ pub enum MatchError {
         want_y: usize,
     },
 }
+
+/// How often the blocks of a pair are looked for again around the shift that they gave.
+const REPEATS: usize = 3;
+/// What a confidence counts less by where it was found at twice the margin.
+const WIDER_DOUBT: f64 = 1.5;
 
 /// One worker's plans and scratch space. Results do not depend on what it did before.
 pub struct Matcher {
@@ -138,7 +143,11 @@ impl Matcher {
             let margin = times * pair.margin(&self.config);
             let whole = overlap_rects(pair, margin).p;
             for part in [vec![whole], thirds(&whole)].into_iter().flatten() {
-                let found = self.shift_of(pair, p, q, (&part, margin));
+                let found = self.shift_of(pair, p, q, (&part, margin)).map(|f| First {
+                    // A wider search meets more chance and is needed less often: it has to show more.
+                    confidence: f.confidence / if times > 1.0 { WIDER_DOUBT } else { 1.0 },
+                    ..f
+                });
                 if let Some(found) = found
                     && best.as_ref().is_none_or(|b| found.confidence > b.confidence)
                 {
@@ -166,12 +175,14 @@ impl Matcher {
     ) -> Option<First> {
         let near = Xy::new(pair.shift.x.round() as i64, pair.shift.y.round() as i64);
         let in_q = grown(&moved(part, near), margin.ceil() as i64).intersect(&q.rect)?;
-        let common = pair.overlap(pair.shift)?.size();
+        let overlap = pair.overlap(pair.shift)?;
+        let common = overlap.size();
         let step = (common.x.min(common.y) / 32).clamp(1, 4);
+        let radius = 1.5 * self.background(&overlap);
         let scale = step as f64;
         let mut planes = [p.plane(part, step), q.plane(&in_q, step)];
         for plane in &mut planes {
-            band_pass(plane, 1.5 * self.config.smooth_px / scale, 1.5 * self.config.background_px / scale);
+            band_pass(plane, 1.5 * self.config.smooth_px / scale, radius / scale);
         }
         let origin = minus(part.min, in_q.min);
         let origin = Xy::new(origin.x as f64, origin.y as f64);
@@ -180,32 +191,49 @@ impl Matcher {
             min: Xy::new((low.x / scale).floor() as i64, (low.y / scale).floor() as i64),
             max: Xy::new((high.x / scale).ceil() as i64, (high.y / scale).ceil() as i64),
         };
-        let guard = (10.0 / scale).max(3.0);
+        // Wide overlaps are smeared by the lens, narrow ones hold little that could repeat.
+        let guard = ((common.x.min(common.y) as f64 / 8.0).clamp(5.0, 10.0) / scale).max(3.0);
         let peak = self.correlator.best(&planes[0], &planes[1], lags, guard, true)?;
         let confidence = (1.0 - peak.second.max(peak.mirror)).max(0.0);
-        Some(First { shift: peak.lag * scale - origin, confidence })
+        let lag = Xy::new(peak.lag.x as f64, peak.lag.y as f64) + peak.fraction;
+        Some(First { shift: lag * scale - origin, confidence })
     }
 
     /// Matches of blocks around a first shift that follow a smooth course, and the number of blocks tried.
     fn blocks(&mut self, pair: &Pair, p: &Strip<'_>, q: &Strip<'_>, shift: Xy<f64>) -> (Vec<PointMatch>, usize) {
-        let near = Xy::new(shift.x.round() as i64, shift.y.round() as i64);
-        let reach = self.config.search_px as i64;
-        let rim = overlap_of(pair, near, p, q);
-        let Some(common) = rim else { return (Vec::new(), 0) };
-        let band = |strip: &Strip<'_>, rect: BoxXy| {
-            let rect = grown(&rect, reach).intersect(&strip.rect).unwrap_or_default();
-            let mut plane = strip.plane(&rect, 1);
-            band_pass(&mut plane, self.config.smooth_px, self.config.background_px);
-            Band { rect, plane }
-        };
-        let bands = [band(p, common), band(q, moved(&common, near))];
-        let rects = block_rects(&common, self.config.block_px, &bands[0].rect);
-        let found: Vec<PointMatch> =
-            rects.iter().filter_map(|rect| self.block(&bands, rect, near)).collect();
-        let samples: Vec<Sample> = found.iter().map(|m| Sample { at: m.p, shift: m.q - m.p }).collect();
-        let off = distances(&samples);
-        let kept = found.into_iter().zip(off).filter(|(_, off)| *off <= self.config.outlier_px).map(|(m, _)| m).collect();
-        (kept, rects.len())
+        let whole = |s: Xy<f64>| Xy::new(s.x.round() as i64, s.y.round() as i64);
+        let mut near = whole(shift);
+        let (mut kept, mut tried) = (Vec::new(), 0);
+        for _ in 0..REPEATS {
+            let Some(common) = overlap_of(pair, near, p, q) else { return (Vec::new(), 0) };
+            // Both parts show the same tissue, so that what the filter does at their sides is the same in both.
+            let [narrow, sigma, radius] = [common.size().x.min(common.size().y) as f64, self.config.smooth_px, self.background(&common)];
+            let bands = [(p, common), (q, moved(&common, near))].map(|(strip, rect)| {
+                let mut plane = strip.plane(&rect, 1);
+                band_pass(&mut plane, sigma, radius);
+                Band { rect, plane }
+            });
+            let rects = block_rects(&common, self.config.block_px);
+            let found: Vec<PointMatch> = rects.iter().filter_map(|rect| self.block(&bands, rect, near)).collect();
+            let samples: Vec<Sample> = found.iter().map(|m| Sample { at: m.p, shift: m.q - m.p }).collect();
+            let off = distances(&samples);
+            let outlier = self.config.outlier_px;
+            kept = found.into_iter().zip(off).filter(|(_, off)| *off <= outlier).map(|(m, _)| m).collect::<Vec<_>>();
+            tried = rects.len();
+            let mean = kept.iter().fold(Xy::default(), |s, m| s + (m.q - m.p)) * (1.0 / kept.len().max(1) as f64);
+            // In a narrow overlap every row and column that is cut off by a wrong first shift counts.
+            if kept.is_empty() || whole(mean) == near || (mean - Xy::new(near.x as f64, near.y as f64)).norm() < narrow / 16.0 {
+                break;
+            }
+            near = whole(mean);
+        }
+        (kept, tried)
+    }
+
+    /// Radius of the local mean for an overlap: a window much wider than the overlap would see its two sides differently.
+    fn background(&self, overlap: &BoxXy) -> f64 {
+        let narrow = overlap.size().x.min(overlap.size().y) as f64;
+        self.config.background_px.min((narrow / 3.0).max(4.0))
     }
 
     /// One block: `rect` of p looked for in q around `near`.
@@ -218,12 +246,13 @@ impl Matcher {
             min: Xy::new(middle.x - reach, middle.y - reach),
             max: Xy::new(middle.x + reach, middle.y + reach),
         };
-        let peak = self.correlator.best(&p.part(rect), &q.part(&in_q), lags, 4.0, false)?;
+        let (f, g) = (p.part(rect), q.part(&in_q));
+        let peak = self.correlator.best(&f, &g, lags, 4.0, false)?;
         if peak.at_rim || peak.score < self.config.min_score {
             return None;
         }
-        let shift = peak.lag - Xy::new(origin.x as f64, origin.y as f64);
-        let whole = Xy::new(shift.x.round() as i64, shift.y.round() as i64);
+        let whole = minus(peak.lag, origin);
+        let shift = Xy::new(whole.x as f64, whole.y as f64) + fraction(&f, &g, peak.lag)?;
         let seen = rect.intersect(&moved(&in_q, Xy::new(-whole.x, -whole.y)))?;
         let size = seen.size();
         let at = Xy::new(
@@ -240,9 +269,8 @@ fn overlap_of(pair: &Pair, near: Xy<i64>, p: &Strip<'_>, q: &Strip<'_>) -> Optio
     common.intersect(&p.rect)?.intersect(&moved(&q.rect, Xy::new(-near.x, -near.y)))
 }
 
-/// Blocks that cover `common` without overlap, in rows. Along an axis with one block it takes all of `bounds` there, so
-/// that a narrow overlap loses nothing where the first shift is a little off.
-fn block_rects(common: &BoxXy, side: usize, bounds: &BoxXy) -> Vec<BoxXy> {
+/// Blocks that cover `common` without overlap, in rows.
+fn block_rects(common: &BoxXy, side: usize) -> Vec<BoxXy> {
     let size = common.size();
     let area = side * side;
     let pieces = |along: usize, across: usize| {
@@ -258,14 +286,11 @@ fn block_rects(common: &BoxXy, side: usize, bounds: &BoxXy) -> Vec<BoxXy> {
     };
     let (nx, ny) = (pieces(size.x, size.y), pieces(size.y, size.x));
     let cut = |from: i64, to: i64, n: usize, i: usize| from + ((to - from) * i as i64) / n as i64;
-    let span = |from: i64, to: i64, n: usize, i: usize, (low, high): (i64, i64)| {
-        if n == 1 { (low, high) } else { (cut(from, to, n, i), cut(from, to, n, i + 1)) }
-    };
     let mut rects = Vec::with_capacity(nx * ny);
     for j in 0..ny {
-        let (y0, y1) = span(common.min.y, common.max.y, ny, j, (bounds.min.y, bounds.max.y));
+        let (y0, y1) = (cut(common.min.y, common.max.y, ny, j), cut(common.min.y, common.max.y, ny, j + 1));
         for i in 0..nx {
-            let (x0, x1) = span(common.min.x, common.max.x, nx, i, (bounds.min.x, bounds.max.x));
+            let (x0, x1) = (cut(common.min.x, common.max.x, nx, i), cut(common.min.x, common.max.x, nx, i + 1));
             rects.push(BoxXy { min: Xy::new(x0, y0), max: Xy::new(x1, y1) });
         }
     }
