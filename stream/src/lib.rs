@@ -10,6 +10,7 @@
 //! | [`tile`] | a tile on its way, and the loss that takes its place |
 //! | [`stage`] | the trait of a box that maps, and what travels on an edge |
 //! | [`ledger`] | the state of every promised tile, in an embedded store |
+//! | [`link`] | tiles from the microscope to the head, over QUIC |
 //! | [`runner`] | starts the threads, names who fails, counts who works |
 //! | [`volume`] | voxels at rest: readers of the volumes people have, writers of those that a run leaves |
 //!
@@ -18,6 +19,7 @@
 pub mod geometry;
 pub mod ids;
 pub mod ledger;
+pub mod link;
 pub mod map;
 pub mod pixels;
 pub mod plan;

@@ -194,6 +194,14 @@ impl Ledger {
         rows.map(|entry| self.parse(entry.map_err(self.store())?.1.value())).collect()
     }
 
+    /// One section's promise; `None` where it was not made yet.
+    pub fn section_plan(&self, section: SectionId) -> Result<Option<SectionPlan>, LedgerError> {
+        let t = self.read()?;
+        let sections = t.open_table(SECTIONS).map_err(self.store())?;
+        let value = sections.get(section.0).map_err(self.store())?;
+        value.map(|v| self.parse(v.value())).transpose()
+    }
+
     /// mFOVs of which every tile is durable or lost, in order. The scope need not send them again.
     pub fn settled_mfovs(&self) -> Result<Vec<MfovId>, LedgerError> {
         let t = self.read()?;

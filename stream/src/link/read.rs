@@ -1,0 +1,179 @@
+//! Reads mFOV streams: lease, then read.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use kinesin_backpressure::{Bytes, Cost, Sender};
+use quinn::{Connection, RecvStream};
+use tokio::task::JoinSet;
+
+use super::shared::{Shared, lock};
+use super::wire::{FrameHead, Kind, ToScope, read_frame, read_opening};
+use super::{CODE_DAMAGED, End, peer_said};
+use crate::ids::{MfovId, TileKey};
+use crate::ledger::{ContentHash, Duplicates};
+use crate::pixels::Pixels;
+use crate::plan::SectionPlan;
+use crate::stage::Flow;
+use crate::tile::{Loss, Reason, Tile};
+
+/// Reads every mFOV stream that the scope opens; QUIC bounds how many there are.
+pub(super) async fn mfovs(shared: &Arc<Shared>, connection: &Connection, tiles: &Sender<Flow<Tile>>) -> End {
+    let mut reading = JoinSet::new();
+    loop {
+        tokio::select! {
+            stream = connection.accept_uni() => match stream {
+                Ok(stream) => {
+                    let (shared, tiles) = (shared.clone(), tiles.clone());
+                    reading.spawn(async move { read_mfov(&shared, stream, &tiles).await });
+                }
+                Err(error) => return error.into(),
+            },
+            Some(done) = reading.join_next() => match done {
+                Ok(Ok(())) => {}
+                Ok(Err(End::Damaged(mfov))) => {
+                    tracing::warn!(%mfov, "arrived damaged; it is sent again");
+                    lock(&shared.summary).damaged += 1;
+                    shared.desk.say(ToScope::Again(mfov));
+                }
+                Ok(Err(end)) => return end,
+                Err(error) => return peer_said(format!("a frame that the reader failed on: {error}")),
+            },
+        }
+    }
+}
+
+async fn read_mfov(shared: &Shared, mut stream: RecvStream, tiles: &Sender<Flow<Tile>>) -> Result<(), End> {
+    let mfov = read_opening(&mut stream).await?;
+    let plan = shared.plan(mfov.section).await?;
+    let promised: BTreeSet<TileKey> =
+        plan.mfovs.iter().filter(|m| m.id == mfov).flat_map(|m| &m.tiles).map(|t| t.key).collect();
+    let mut seen = BTreeSet::new();
+    // Content of each tile of this stream: what a tile that came again is compared with.
+    let mut repeated: Vec<(TileKey, ContentHash)> = Vec::new();
+    let mut content = std::collections::BTreeMap::new();
+    loop {
+        let frame = read_frame(&mut stream).await?;
+        if frame.kind == Kind::End {
+            break;
+        }
+        if !promised.contains(&frame.key) {
+            return Err(peer_said(format!("{} in the stream of {mfov}, whose plan does not hold it", frame.key)));
+        }
+        if frame.kind == Kind::Again {
+            repeated.push((frame.key, frame.hash));
+            continue;
+        }
+        let body = match frame.kind {
+            Kind::Tile => tile(shared, &mut stream, tiles, &plan, &frame).await,
+            _ => loss(shared, &mut stream, tiles, &plan, &frame).await,
+        };
+        if matches!(body, Err(End::Damaged(_))) {
+            // Nothing more of it is wanted; it comes again whole. Stopping a stream that has ended is no fault.
+            let _ = stream.stop(CODE_DAMAGED);
+        }
+        body?;
+        seen.insert(frame.key);
+        content.insert(frame.key, frame.hash);
+    }
+    if seen.len() < promised.len() {
+        return Err(peer_said(format!("a stream of {mfov} without {} of its tiles", promised.len() - seen.len())));
+    }
+    count_repeated(shared, mfov, &repeated, &content).await?;
+    if shared.desk.is_settled(mfov) {
+        shared.desk.say(ToScope::Durable(mfov));
+    }
+    Ok(())
+}
+
+async fn count_repeated(
+    shared: &Shared,
+    mfov: MfovId,
+    repeated: &[(TileKey, ContentHash)],
+    content: &std::collections::BTreeMap<TileKey, ContentHash>,
+) -> Result<(), End> {
+    if repeated.is_empty() || !shared.desk.count_once(mfov) {
+        return Ok(());
+    }
+    let count = |(key, hash): &(TileKey, ContentHash)| {
+        let mut count = Duplicates::default();
+        count.count(content.get(key) == Some(hash));
+        (*key, count)
+    };
+    let counts: Vec<_> = repeated.iter().map(count).collect();
+    shared.with_ledger(move |ledger| ledger.count_duplicates(&counts)).await
+}
+
+async fn tile(
+    shared: &Shared,
+    stream: &mut RecvStream,
+    tiles: &Sender<Flow<Tile>>,
+    plan: &Arc<SectionPlan>,
+    frame: &FrameHead,
+) -> Result<(), End> {
+    let bytes = Bytes(u64::from(frame.body));
+    let most = shared.config.settings.max_tile;
+    if bytes > most {
+        return Err(peer_said(format!("{} of {bytes}; at most {most} are accepted (link.max_tile)", frame.key)));
+    }
+    if !shared.desk.wants(frame.key) {
+        return skip(shared, stream, frame.body).await;
+    }
+    let slot = tiles.reserve(bytes).await.map_err(End::Closed)?;
+    let mut data = vec![0; frame.body as usize];
+    stream.read_exact(&mut data).await?;
+    let pixels = Pixels::new(frame.width as usize, frame.height as usize, data);
+    if pixels.hash() != frame.hash.0 {
+        return Err(End::Damaged(frame.key.mfov));
+    }
+    let tile = Tile { key: frame.key, plan: plan.clone(), pixels };
+    let passed = shared.desk.pass(frame.key, || slot.send(Flow::Item(tile))).map_err(End::Closed)?;
+    let mut summary = lock(&shared.summary);
+    if passed {
+        summary.tiles += 1;
+        summary.bytes += bytes.0;
+    } else {
+        summary.sent_again += 1;
+    }
+    Ok(())
+}
+
+async fn loss(
+    shared: &Shared,
+    stream: &mut RecvStream,
+    tiles: &Sender<Flow<Tile>>,
+    plan: &Arc<SectionPlan>,
+    frame: &FrameHead,
+) -> Result<(), End> {
+    const LONGEST: u32 = 64 << 10;
+    if frame.body > LONGEST {
+        return Err(peer_said(format!("a reason of {} bytes for the loss of {}", frame.body, frame.key)));
+    }
+    if !shared.desk.wants(frame.key) {
+        return skip(shared, stream, frame.body).await;
+    }
+    let mut json = vec![0; frame.body as usize];
+    stream.read_exact(&mut json).await?;
+    if blake3::hash(&json) != frame.hash.0 {
+        return Err(End::Damaged(frame.key.mfov));
+    }
+    let reason: Reason = serde_json::from_slice(&json).map_err(|e| peer_said(format!("an unknown reason: {e}")))?;
+    let loss = Loss { key: frame.key, plan: plan.clone(), reason };
+    let slot = tiles.reserve(loss.cost()).await.map_err(End::Closed)?;
+    if shared.desk.pass(frame.key, || slot.send(Flow::Lost(loss))).map_err(End::Closed)? {
+        lock(&shared.summary).losses += 1;
+    }
+    Ok(())
+}
+
+/// Reads over a body that came before.
+async fn skip(shared: &Shared, stream: &mut RecvStream, bytes: u32) -> Result<(), End> {
+    let mut left = bytes as usize;
+    while left > 0 {
+        let chunk = stream.read_chunk(left, true).await?;
+        let chunk = chunk.ok_or_else(|| peer_said("a stream that ends within a frame"))?;
+        left -= chunk.bytes.len();
+    }
+    lock(&shared.summary).sent_again += 1;
+    Ok(())
+}
