@@ -44,12 +44,18 @@ fn main() -> Result<(), Failure> {
         classes.write_image::<colortype::Gray8>(w, h, &class)?;
     }
     let rate = shape.voxels() as f64 / seconds / 1e6;
-    println!("grown in {:.1} s; {} voxels at {rate:.1} Mvx/s; written to {}", grown.as_secs_f64(), shape.voxels(), out.display());
+    println!(
+        "grown in {:.1} s; {} voxels at {rate:.1} Mvx/s; written to {}",
+        grown.as_secs_f64(),
+        shape.voxels(),
+        out.display()
+    );
     Ok(())
 }
 
 fn writer(path: &Path) -> Result<TiffEncoder<BufWriter<File>>, Failure> {
-    Ok(TiffEncoder::new(BufWriter::new(File::create(path)?))?.with_compression(Compression::Deflate(Default::default())))
+    Ok(TiffEncoder::new(BufWriter::new(File::create(path)?))?
+        .with_compression(Compression::Deflate(Default::default())))
 }
 
 fn arguments() -> Result<(TissueConfig, PathBuf), Failure> {
@@ -73,4 +79,3 @@ fn arguments() -> Result<(TissueConfig, PathBuf), Failure> {
     let config: TissueConfig = serde_json::from_value(settings)?;
     Ok((config, out.ok_or("--out DIR is needed")?))
 }
-

@@ -1,25 +1,17 @@
 //! Growing the objects of a tissue: vessels, cell bodies, dendrites with spines and branches, then axons wherever space is
 //! left. One seeded sequence of decisions; every step looks at what is there already and turns towards free space.
 //!
-//! A curve may pass where both it and its neighbours keep a width of twice [`ROOM`] ([`Index::room`]); where it cannot, it
-//! ends. That keeps the Voronoi cells connected along their curves.
+//! How a single curve finds its way is in [`course`](super::course).
 
-use rand::{Rng, SeedableRng};
-use rand_pcg::Pcg64Mcg;
+use rand::Rng;
 
 use super::config::TissueConfig;
+use super::course::{Course, Grower};
 use super::field::{Index, Kind, Segment, V3, along, dot, norm, sub};
 use super::organelle::{Organelles, Part};
 
 /// What is grown beyond the block on every side, so that its rim looks like its inside, nm.
 const MARGIN: f32 = 600.0;
-/// How far beyond an object's surface its neighbours are looked for, nm.
-const REACH: f32 = 320.0;
-/// Half the least width of a passage, nm.
-const ROOM: f32 = 42.0;
-
-/// Axis points with their radii.
-type Path = Vec<(V3, f32)>;
 
 /// All objects of a tissue.
 pub(super) struct Grown {
@@ -27,45 +19,12 @@ pub(super) struct Grown {
     pub(super) organelles: Organelles,
 }
 
-struct Grower {
-    rng: Pcg64Mcg,
-    cells: Index,
-    organelles: Organelles,
-    low: V3,
-    high: V3,
-    next: u32,
-    /// Spine heads and varicosities: place and object.
-    heads: Vec<(V3, u32)>,
-    boutons: Vec<(V3, u32)>,
-    /// Vessels and bodies as spheres, to keep others away.
-    large: Vec<(V3, f32)>,
-}
-
-/// How a curve is grown.
-struct Course<'a> {
-    id: u32,
-    step: f32,
-    longest: f32,
-    wander: f32,
-    radius: &'a dyn Fn(f32) -> f32,
-}
-
 /// Grows everything.
 pub(super) fn grow(config: &TissueConfig) -> Grown {
     let e = config.extent_nm();
     let low = [-MARGIN; 3];
     let high = [e.z as f32 + MARGIN, e.y as f32 + MARGIN, e.x as f32 + MARGIN];
-    let mut g = Grower {
-        rng: Pcg64Mcg::seed_from_u64(config.seed),
-        cells: Index::new(low, high, REACH),
-        organelles: Organelles::new(low, high),
-        low,
-        high,
-        next: 1,
-        heads: Vec::new(),
-        boutons: Vec::new(),
-        large: Vec::new(),
-    };
+    let mut g = Grower::new(config.seed, low, high);
     g.vessels(config.vessels as f32);
     g.bodies(config.cell_bodies as f32, config.spines_per_um as f32);
     g.dendrites(config.dendrites as f32, config.spines_per_um as f32);
@@ -75,111 +34,6 @@ pub(super) fn grow(config: &TissueConfig) -> Grown {
 }
 
 impl Grower {
-    fn between(&mut self, low: f32, high: f32) -> f32 {
-        low + (high - low) * self.rng.random::<f32>()
-    }
-
-    fn point(&mut self, beyond: f32) -> V3 {
-        let (low, high) = (self.low, self.high);
-        std::array::from_fn(|k| self.between(low[k] - beyond, high[k] + beyond))
-    }
-
-    fn direction(&mut self) -> V3 {
-        loop {
-            let v: V3 = std::array::from_fn(|_| self.between(-1.0, 1.0));
-            let n = norm(v);
-            if n > 0.1 && n < 1.0 {
-                return [v[0] / n, v[1] / n, v[2] / n];
-            }
-        }
-    }
-
-    fn turned(&mut self, d: V3, by: f32) -> V3 {
-        let v = along(d, self.direction(), by);
-        let n = norm(v).max(1e-3);
-        [v[0] / n, v[1] / n, v[2] / n]
-    }
-
-    fn volume(&self, beyond: f32) -> f32 {
-        (0..3).map(|k| self.high[k] - self.low[k] + 2.0 * beyond).product()
-    }
-
-    /// Whole number of expected value `v`.
-    fn count(&mut self, v: f32) -> usize {
-        (v + self.rng.random::<f32>()) as usize
-    }
-
-    fn new_id(&mut self) -> u32 {
-        self.next += 1;
-        self.next - 1
-    }
-
-    fn outside(&self, p: V3) -> bool {
-        (0..3).any(|k| p[k] < self.low[k] || p[k] > self.high[k])
-    }
-
-    fn insert(&mut self, path: &[(V3, f32)], id: u32, kind: Kind) {
-        for w in path.windows(2) {
-            self.cells.insert(Segment::new(w[0].0, w[1].0, w[0].1, w[1].1, id, kind));
-        }
-    }
-
-    fn near_large(&self, p: V3, r: f32) -> bool {
-        self.large.iter().any(|(c, rc)| norm(sub(p, *c)) < r + rc + 300.0)
-    }
-
-    /// From `start` until it leaves the box, finds no passage or is as long as it may be.
-    fn course(&mut self, start: V3, mut d: V3, c: &Course<'_>) -> Path {
-        let mut path = vec![(start, (c.radius)(0.0))];
-        let mut p = start;
-        let mut s = 0.0;
-        while s < c.longest && !self.outside(p) {
-            s += c.step;
-            let full = (c.radius)(s);
-            let wide = self.best(p, d, full, c.wander, 9, c);
-            let Some((q, r)) = wide.or_else(|| self.best(p, d, full.min(70.0), 1.2, 16, c)) else { break };
-            d = self.unit(sub(q, p));
-            p = q;
-            path.push((p, r));
-        }
-        path
-    }
-
-    fn unit(&self, v: V3) -> V3 {
-        let n = norm(v).max(1e-3);
-        [v[0] / n, v[1] / n, v[2] / n]
-    }
-
-    /// The next axis point: of several directions the one that keeps its course and has room.
-    fn best(&mut self, p: V3, d: V3, r: f32, wander: f32, tries: u32, c: &Course<'_>) -> Option<(V3, f32)> {
-        let want = r + 60.0;
-        let mut best: Option<(f32, V3)> = None;
-        for _ in 0..tries {
-            let by = wander * self.rng.random::<f32>();
-            let e = self.turned(d, by);
-            let q = along(p, e, c.step);
-            let room = self.cells.room(q, r, c.id);
-            if room < ROOM {
-                continue;
-            }
-            let score = 1.5 * (room / want).min(1.0) + dot(e, d);
-            if best.is_none_or(|(s, _)| score > s) {
-                best = Some((score, q));
-            }
-        }
-        best.map(|(_, q)| (q, r))
-    }
-
-    /// From `start` both ways, as one path.
-    fn both_ways(&mut self, start: V3, c: &Course<'_>) -> Path {
-        let d = self.direction();
-        let mut path = self.course(start, [-d[0], -d[1], -d[2]], c);
-        path.reverse();
-        let ahead = self.course(start, d, c);
-        path.extend_from_slice(&ahead[1..]);
-        path
-    }
-
     fn vessels(&mut self, share: f32) {
         let beyond = 3000.0;
         let side: [f32; 3] = std::array::from_fn(|k| self.high[k] - self.low[k] + 2.0 * beyond);
@@ -233,7 +87,11 @@ impl Grower {
                 let d = self.direction();
                 let width = self.between(350.0, 600.0);
                 let radius = move |s: f32| width * (0.75 + 0.8 * (-s / 1500.0).exp());
-                let path = self.course(along(c, d, r * 0.9), d, &Course { id, step: 160.0, longest: 1e6, wander: 0.25, radius: &radius });
+                let path = self.course(
+                    along(c, d, r * 0.9),
+                    d,
+                    &Course { id, step: 160.0, longest: 1e6, wander: 0.25, radius: &radius },
+                );
                 self.dendrite(&path, id, spines);
             }
         }
@@ -258,12 +116,16 @@ impl Grower {
             if path.len() < 8 {
                 continue;
             }
-            wanted -= path.windows(2).map(|w| std::f32::consts::PI * w[0].1 * w[0].1 * norm(sub(w[1].0, w[0].0))).sum::<f32>();
+            wanted -= path
+                .windows(2)
+                .map(|w| std::f32::consts::PI * w[0].1 * w[0].1 * norm(sub(w[1].0, w[0].0)))
+                .sum::<f32>();
             self.dendrite(&path, id, spines);
             if self.rng.random::<f32>() < 0.06 * path.len() as f32 * 0.15 {
                 let (from, d) = (path[path.len() / 2].0, self.direction());
                 let thin = move |s: f32| width * (0.6 + 0.3 * (-s / 500.0).exp());
-                let branch = self.course(from, d, &Course { id, step: 150.0, longest: 1e6, wander: 0.3, radius: &thin });
+                let branch =
+                    self.course(from, d, &Course { id, step: 150.0, longest: 1e6, wander: 0.3, radius: &thin });
                 self.dendrite(&branch, id, spines);
             }
         }
@@ -287,8 +149,13 @@ impl Grower {
             let out = self.unit(along(v, axis, -dot(v, axis)));
             let (neck, head) = (self.between(38.0, 60.0), self.between(110.0, 210.0));
             let reach = shaft + self.between(300.0, 1000.0);
-            let radius = move |s: f32| if s < reach { neck } else { head * (1.0 - ((s - reach) / head - 1.0).powi(2) * 0.3) };
-            let spine = self.course(from, out, &Course { id, step: 90.0, longest: reach + 1.8 * head, wander: 0.5, radius: &radius });
+            let radius =
+                move |s: f32| if s < reach { neck } else { head * (1.0 - ((s - reach) / head - 1.0).powi(2) * 0.3) };
+            let spine = self.course(
+                from,
+                out,
+                &Course { id, step: 90.0, longest: reach + 1.8 * head, wander: 0.5, radius: &radius },
+            );
             let end = spine[spine.len() - 1];
             if norm(sub(end.0, from)) > shaft + 250.0 {
                 self.insert(&spine, id, Kind::Dendrite);
@@ -338,7 +205,8 @@ impl Grower {
         let id = self.next;
         let u = self.rng.random::<f32>();
         let thin = 38.0 + 90.0 * u * u;
-        let (period, phase, swell) = (self.between(1800.0, 4200.0), self.between(0.0, 4000.0), self.between(60.0, 170.0));
+        let (period, phase, swell) =
+            (self.between(1800.0, 4200.0), self.between(0.0, 4000.0), self.between(60.0, 170.0));
         let bulge = move |s: f32| {
             let v = ((s + phase) % period - period * 0.5) / 300.0;
             (-v * v).exp()

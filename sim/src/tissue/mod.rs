@@ -9,6 +9,7 @@ use kinesin_stream::geometry::{BoxXy, VoxelSize, Zyx};
 use ndarray::Array2;
 
 pub mod config;
+mod course;
 mod field;
 mod grow;
 mod noise;

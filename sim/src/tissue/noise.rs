@@ -78,7 +78,10 @@ fn blurred(data: &[f32], stride: usize) -> Vec<f32> {
 
 /// A well-mixed number from four.
 pub(super) fn hash(a: u32, b: u32, c: u32, d: u32) -> u32 {
-    let mut h = a.wrapping_mul(0x9e37_79b1) ^ b.wrapping_mul(0x85eb_ca77) ^ c.wrapping_mul(0xc2b2_ae3d) ^ d.wrapping_mul(0x27d4_eb2f);
+    let mut h = a.wrapping_mul(0x9e37_79b1)
+        ^ b.wrapping_mul(0x85eb_ca77)
+        ^ c.wrapping_mul(0xc2b2_ae3d)
+        ^ d.wrapping_mul(0x27d4_eb2f);
     h ^= h >> 15;
     h = h.wrapping_mul(0x2c1b_3c6d);
     h ^= h >> 12;

@@ -8,7 +8,9 @@ pub(super) enum Part {
     Mitochondrion,
     Vesicles,
     /// Thickened membrane between the owner and `target`.
-    Density { target: u32 },
+    Density {
+        target: u32,
+    },
     Nucleus,
 }
 

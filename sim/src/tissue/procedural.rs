@@ -405,7 +405,8 @@ mod tests {
         let fine = small(8);
         let shape = Zyx::new(6, 55, 65);
         let voxel_size = VoxelSize(Zyx::new(30.0, 32.0, 32.0));
-        let coarse = Procedural::new(TissueConfig { shape, voxel_size, ..fine.config().clone() }).expect("valid settings");
+        let coarse =
+            Procedural::new(TissueConfig { shape, voxel_size, ..fine.config().clone() }).expect("valid settings");
         let (a, b) = (fine.voxels(2, rect(0, 0, 130, 110)), coarse.voxels(2, rect(0, 0, 65, 55)));
         let same = b.indexed_iter().filter(|((y, x), v)| a[[2 * y, 2 * x]].label == v.label).count();
         assert_eq!(same, b.len());

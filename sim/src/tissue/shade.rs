@@ -165,4 +165,3 @@ fn density(spot: &Spot, s: &Segment, target: u32, v: f32) -> f32 {
     let thick = if post { 44.0 } else { 22.0 };
     mix(v, 42.0, near * within(spot.border - thick, 8.0))
 }
-
