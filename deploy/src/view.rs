@@ -2,7 +2,7 @@
 //!
 //! Read-only: `/volume/...` are the files of `DIR/volume`, `/` is a page with `DIR/report.json` as a table and a link,
 //! `/state.json` is the state behind the link. Nothing is cached by the browser, because a running line still writes. Only
-//! pages of [`CLIENTS`] and of this machine may read: what lies here is unpublished data, and any site could ask.
+//! pages of this machine and of known public viewers may read: what lies here is unpublished, and any site could ask.
 //!
 //! In OME-Zarr the first voxel's centre is the origin, in precomputed volumes its corner; neuroglancer draws both as they
 //! say. The image layers are therefore moved by half a voxel, so that image and labels lie on each other and voxel `i`

@@ -67,6 +67,8 @@ fn environment() -> Result<PathBuf> {
     let pip = |more: &[&str], file: &Path| {
         let mut pip = Command::new(&python);
         pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--only-binary=:all:"]);
+        // Byte code is made of what is imported, which is a tenth of what is installed.
+        pip.arg("--no-compile");
         run(pip.args(more).arg("-r").arg(file))
     };
     pip(&[], &files[0])?;

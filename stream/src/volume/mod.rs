@@ -3,7 +3,7 @@
 //! | module | reads or writes |
 //! |---|---|
 //! | `folder`, `tiff_stack` | one image a section (PNG, TIFF, JPEG), multi-page TIFF |
-//! | `zarr`, [`ome`] | Zarr v2 and v3 arrays, OME-Zarr 0.4 and 0.5 groups |
+//! | `zarr`, `ome` | Zarr v2 and v3 arrays, OME-Zarr 0.4 and 0.5 groups |
 //! | `precomputed`, [`compressed_segmentation`] | neuroglancer precomputed |
 //! | [`image_writer`] | OME-Zarr 0.5, 8-bit, reduced in the plane of the section |
 //! | [`label_writer`] | neuroglancer precomputed, 64-bit labels |
@@ -15,6 +15,7 @@
 
 mod folder;
 mod image_file;
+mod ome;
 mod planes;
 mod precomputed;
 mod publish;
@@ -25,7 +26,6 @@ pub mod commit_log;
 pub mod compressed_segmentation;
 pub mod image_writer;
 pub mod label_writer;
-pub mod ome;
 
 use std::path::{Path, PathBuf};
 
