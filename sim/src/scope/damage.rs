@@ -7,7 +7,7 @@
 //! Both run straight through the section. In section px, before the smooth deformation.
 
 use kinesin_stream::geometry::{BoxXy, Xy};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::config::{Damage, DamageConfig, DamageKind};
 use super::draw::{Draws, What, Whose};
@@ -18,7 +18,7 @@ const FOLD_SHADE: f32 = 0.35;
 const DIRT_SHADE: f32 = 0.12;
 
 /// One damage with everything decided, as it is written to the truth.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TrueDamage {
     /// What happened.
     pub kind: DamageKind,

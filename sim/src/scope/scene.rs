@@ -10,7 +10,7 @@ use kinesin_stream::ids::{SectionId, SerialIndex, TileKey};
 use kinesin_stream::map::Grid;
 use kinesin_stream::pixels::Pixels;
 use kinesin_stream::plan::{RunPlan, SectionPlan};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::config::{DamageKind, SimConfig};
 use super::damage::{TrueDamage, damage_of};
@@ -30,7 +30,7 @@ const BLANK: (f32, f64) = (12.0, 2.0);
 const KEPT_MAPS: usize = 4;
 
 /// What goes wrong with one tile.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TileFaults {
     /// Never acquired.
     pub lost: bool,

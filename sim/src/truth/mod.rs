@@ -2,6 +2,7 @@
 //! of a result really shows.
 //!
 //! ```text
+//! DIR/truth/truth.json                                {"plan": RunPlan, "reduction": of labels and classes}
 //! DIR/truth/sections/<z, 4 digits>/placements.json   {"tiles": {NAME: MAP}}                         tile px -> section px
 //! DIR/truth/alignment.json                            {"direction": "forward", "sections": {NAME: MAP}}   -> volume px
 //! DIR/truth/faults.json                               what is broken, section by section, tile by tile
@@ -12,6 +13,7 @@
 //! truth is known only up to where the result lies as a whole: scores take out one affine map first.
 
 pub mod shown;
+pub mod stored;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -22,7 +24,7 @@ use kinesin_stream::ids::SerialIndex;
 use kinesin_stream::map::{Map, SectionToVolume, TileToSection};
 use kinesin_stream::volume::{Durability, ImageSpec, ImageWriter, LabelSpec, LabelWriter, Reduce};
 use ndarray::{Array2, Axis};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use crate::scope::Scene;
@@ -36,7 +38,7 @@ const CHUNK: usize = 256;
 const BAND: usize = 64;
 
 /// Everything that is wrong with one section.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SectionFaults {
     /// Its place along z.
     pub serial: SerialIndex,
@@ -119,6 +121,7 @@ impl Truth {
         }
         write_json(&root.join("alignment.json"), &json!({"direction": "forward", "sections": alignments}))?;
         write_json(&root.join("faults.json"), &json!({"sections": faults}))?;
+        write_json(&root.join("truth.json"), &json!({"plan": self.scene.plan(), "reduction": reduction}))?;
         self.write_labels(&root.join("labels"), reduction)?;
         self.write_classes(&root.join("classes"), reduction)?;
         self.scene.check()

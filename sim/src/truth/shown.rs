@@ -11,10 +11,11 @@
 //! inverse maps are taken as bilinear and affine (with one correcting step); the true maps are exact.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
-use kinesin_stream::geometry::{BoxXy, Xy, reduced_to_full};
+use kinesin_stream::geometry::{BoxXy, Xy, full_to_reduced, reduced_to_full};
 use kinesin_stream::ids::SerialIndex;
-use kinesin_stream::map::{Affine, Grid, Map, SectionToVolume, TileToSection};
+use kinesin_stream::map::{Affine, Map, SectionToVolume, TileToSection};
 use ndarray::{Array2, s};
 use rayon::prelude::*;
 
@@ -44,6 +45,85 @@ impl OutputGrid {
     }
 }
 
+/// The truth of one section, as far as it is needed to follow a pixel to its tissue.
+#[derive(Clone, Debug)]
+pub struct SectionTruth {
+    /// Tiles that show tissue, by name.
+    pub(crate) tiles: BTreeMap<String, TrueTile>,
+    pub(crate) to_volume: ToVolume,
+    /// Volume pixels in a voxel of the labels, and voxels of the labels in the plane.
+    pub(crate) pitch: Xy<f64>,
+    pub(crate) size: Xy<usize>,
+}
+
+/// Where a tile really lies.
+#[derive(Clone, Debug)]
+pub(crate) struct TrueTile {
+    pub(crate) map: Map,
+    pub(crate) size: Xy<u32>,
+}
+
+/// Section pixel to volume pixel.
+#[derive(Clone, Debug)]
+pub(crate) enum ToVolume {
+    /// With its jumps.
+    Exact(Arc<SectionMap>),
+    /// As it is stored.
+    Stored(Map),
+    /// The section is missing.
+    Nowhere,
+}
+
+impl SectionTruth {
+    /// The truth of a section of this scene; voxels of the labels are those of the tissue.
+    pub fn of(scene: &Scene, serial: SerialIndex) -> Self {
+        let (shape, scale) = (scene.tissue().shape(), scene.scale());
+        let plan = scene.section_plan(serial);
+        let shows = |key| !scene.faults(key).lost && !scene.faults(key).blank;
+        let seen = plan.tiles().filter(|t| shows(t.key));
+        let tile = |key, size| TrueTile { map: Map::Grid(scene.tile_map(key)), size };
+        Self {
+            tiles: seen.map(|t| (t.name.clone(), tile(t.key, t.size))).collect(),
+            to_volume: match scene.is_missing(serial) {
+                true => ToVolume::Nowhere,
+                false => ToVolume::Exact(scene.section_map(serial)),
+            },
+            pitch: Xy::new(1.0 / scale.x, 1.0 / scale.y),
+            size: Xy::new(shape.x, shape.y),
+        }
+    }
+
+    /// The voxel of the labels that each voxel of `out` shows, `None` where it shows none. `placements` and `alignment` are
+    /// those of the result for this section.
+    pub fn seen(
+        &self,
+        placements: &BTreeMap<String, TileToSection>,
+        alignment: &SectionToVolume,
+        out: &OutputGrid,
+    ) -> Array2<Option<Xy<f64>>> {
+        let eye = Eye::new(self, placements, alignment);
+        assembled(out.rect, None, |block| eye.block(out, block))
+    }
+
+    /// For each voxel of `out` the value that `read` gives for the voxels it shows; 0 where it shows none. `read` is called
+    /// for a block of voxels at a time, inside the plane, from several threads.
+    ///
+    /// # Errors
+    /// The first failure of `read`, in the order of the blocks.
+    pub fn looked_up<T: Copy + Default + Send, E: Send>(
+        &self,
+        placements: &BTreeMap<String, TileToSection>,
+        alignment: &SectionToVolume,
+        out: &OutputGrid,
+        read: impl Fn(BoxXy) -> Result<Array2<T>, E> + Sync,
+    ) -> Result<Array2<T>, E> {
+        let eye = Eye::new(self, placements, alignment);
+        let parts = blocks(out.rect).into_par_iter().map(|b| looked_up(&eye.block(out, b), &read));
+        let mut parts = parts.collect::<Vec<Result<_, E>>>().into_iter().collect::<Result<Vec<_>, E>>()?.into_iter();
+        Ok(assembled(out.rect, T::default(), |_| parts.next().expect("one part a block")))
+    }
+}
+
 /// For each voxel of `out` the true label of the tissue that it shows, 0 where it shows none; `None` where the tissue has
 /// no labels. `placements` and `alignment` are those of the result for this section.
 pub fn labels_in_result(
@@ -54,7 +134,9 @@ pub fn labels_in_result(
     out: &OutputGrid,
 ) -> Option<Array2<u64>> {
     let z = scene.tissue_z(serial);
-    shown(scene, serial, placements, alignment, out, |rect| scene.tissue().labels(z, rect))
+    let read = |rect| scene.tissue().labels(z, rect).ok_or(());
+    read(ONE).ok()?;
+    SectionTruth::of(scene, serial).looked_up(placements, alignment, out, read).ok()
 }
 
 /// As [`labels_in_result`], of the classes.
@@ -66,68 +148,43 @@ pub fn classes_in_result(
     out: &OutputGrid,
 ) -> Option<Array2<u8>> {
     let z = scene.tissue_z(serial);
-    shown(scene, serial, placements, alignment, out, |rect| scene.tissue().classes(z, rect))
+    let read = |rect| scene.tissue().classes(z, rect).ok_or(());
+    read(ONE).ok()?;
+    SectionTruth::of(scene, serial).looked_up(placements, alignment, out, read).ok()
 }
 
-/// The tissue voxel (x, y) that each voxel of `out` shows.
-pub fn tissue_in_result(
-    scene: &Scene,
-    serial: SerialIndex,
-    placements: &BTreeMap<String, TileToSection>,
-    alignment: &SectionToVolume,
-    out: &OutputGrid,
-) -> Array2<Option<Xy<f64>>> {
-    let eye = Eye::new(scene, serial, placements, alignment);
-    let size = out.rect.size();
-    let mut all = Array2::from_elem((size.y, size.x), None);
-    for block in blocks(out.rect) {
-        let seen = eye.block(out, block);
-        all.slice_mut(window(block, out.rect.min)).assign(&seen);
+/// A voxel that every tissue has: asked for to know whether there is anything to read.
+const ONE: BoxXy = BoxXy { min: Xy::new(0, 0), max: Xy::new(1, 1) };
+
+/// The rectangle put together from its blocks.
+fn assembled<T: Copy>(rect: BoxXy, empty: T, mut part: impl FnMut(BoxXy) -> Array2<T>) -> Array2<T> {
+    let size = rect.size();
+    let mut all = Array2::from_elem((size.y, size.x), empty);
+    for block in blocks(rect) {
+        all.slice_mut(window(block, rect.min)).assign(&part(block));
     }
     all
 }
 
-fn shown<T: Copy + Default + Send>(
-    scene: &Scene,
-    serial: SerialIndex,
-    placements: &BTreeMap<String, TileToSection>,
-    alignment: &SectionToVolume,
-    out: &OutputGrid,
-    read: impl Fn(BoxXy) -> Option<Array2<T>> + Sync,
-) -> Option<Array2<T>> {
-    // Whether there is anything to read at all.
-    read(BoxXy { min: Xy::new(0, 0), max: Xy::new(1, 1) })?;
-    let eye = Eye::new(scene, serial, placements, alignment);
-    let parts: Vec<_> = blocks(out.rect).into_par_iter().map(|b| (b, looked_up(&eye.block(out, b), &read))).collect();
-    let size = out.rect.size();
-    let mut all = Array2::from_elem((size.y, size.x), T::default());
-    for (block, part) in parts {
-        all.slice_mut(window(block, out.rect.min)).assign(&part);
-    }
-    Some(all)
-}
-
 /// The values at the nearest voxels; one read for all of them.
-fn looked_up<T: Copy + Default>(
+fn looked_up<T: Copy + Default, E>(
     seen: &Array2<Option<Xy<f64>>>,
-    read: &(impl Fn(BoxXy) -> Option<Array2<T>> + Sync),
-) -> Array2<T> {
+    read: &(impl Fn(BoxXy) -> Result<Array2<T>, E> + Sync),
+) -> Result<Array2<T>, E> {
     let nearest = |p: &Xy<f64>| Xy::new(p.x.round() as i64, p.y.round() as i64);
-    let bounds = seen.iter().flatten().map(nearest).map(|p| BoxXy { min: p, max: Xy::new(p.x + 1, p.y + 1) });
-    let values = bounds.reduce(|a, b| a.union(&b)).and_then(|rect| Some((rect, read(rect)?)));
-    seen.map(|p| match (p, &values) {
-        (Some(p), Some((rect, values))) => {
-            let at = nearest(p);
-            values[((at.y - rect.min.y) as usize, (at.x - rect.min.x) as usize)]
-        }
-        _ => T::default(),
-    })
+    let each = seen.iter().flatten().map(nearest).map(|p| BoxXy { min: p, max: Xy::new(p.x + 1, p.y + 1) });
+    let Some(rect) = each.reduce(|a, b| a.union(&b)) else { return Ok(seen.map(|_| T::default())) };
+    let values = read(rect)?;
+    Ok(seen.map(|p| {
+        let at = p.as_ref().map(nearest);
+        at.map_or_else(T::default, |at| values[((at.y - rect.min.y) as usize, (at.x - rect.min.x) as usize)])
+    }))
 }
 
 /// A tile of the result that shows tissue.
 struct SeenTile<'a> {
     result: &'a Map,
-    truth: Grid,
+    truth: &'a Map,
     size: Xy<f64>,
     /// Its middle and bounding rectangle in the result's section, px.
     middle: Xy<f64>,
@@ -136,31 +193,23 @@ struct SeenTile<'a> {
 }
 
 struct Eye<'a> {
-    scene: &'a Scene,
+    truth: &'a SectionTruth,
     tiles: Vec<SeenTile<'a>>,
     alignment: &'a Map,
-    section: std::sync::Arc<SectionMap>,
 }
 
 impl<'a> Eye<'a> {
     fn new(
-        scene: &'a Scene,
-        serial: SerialIndex,
+        truth: &'a SectionTruth,
         placements: &'a BTreeMap<String, TileToSection>,
         alignment: &'a SectionToVolume,
     ) -> Self {
-        let plan = scene.section_plan(serial);
-        let missing = scene.is_missing(serial);
-        let seen = plan.tiles().filter_map(|t| {
-            let faults = scene.faults(t.key);
-            let result = &placements.get(&t.name)?.0;
-            if missing || faults.lost || faults.blank {
-                return None;
-            }
-            let size = Xy::new(f64::from(t.size.x), f64::from(t.size.y));
-            Some(SeenTile::new(result, scene.tile_map(t.key), size))
-        });
-        Self { scene, tiles: seen.collect(), alignment: &alignment.0, section: scene.section_map(serial) }
+        let placed = truth.tiles.iter().filter_map(|(name, tile)| Some((&placements.get(name)?.0, tile)));
+        Self {
+            truth,
+            tiles: placed.map(|(result, tile)| SeenTile::new(result, tile)).collect(),
+            alignment: &alignment.0,
+        }
     }
 
     /// The tissue voxels that a block of result voxels shows.
@@ -199,17 +248,24 @@ impl<'a> Eye<'a> {
         }
     }
 
+    /// The voxel of the labels at a tile pixel.
     fn tissue(&self, tile: &SeenTile<'_>, pixel: Xy<f64>) -> Option<Xy<f64>> {
-        let (scale, shape) = (self.scene.scale(), self.scene.tissue().shape());
-        let v = self.section.apply(tile.truth.apply(pixel))?;
-        let t = Xy::new(reduced_to_full(v.x, scale.x), reduced_to_full(v.y, scale.y));
+        let (pitch, size) = (self.truth.pitch, self.truth.size);
+        let section = tile.truth.apply(pixel);
+        let v = match &self.truth.to_volume {
+            ToVolume::Exact(map) => map.apply(section)?,
+            ToVolume::Stored(map) => map.apply(section),
+            ToVolume::Nowhere => return None,
+        };
+        let t = Xy::new(full_to_reduced(v.x, pitch.x), full_to_reduced(v.y, pitch.y));
         let inside = |t: f64, side: usize| t >= -0.5 && t < side as f64 - 0.5;
-        (inside(t.x, shape.x) && inside(t.y, shape.y)).then_some(t)
+        (inside(t.x, size.x) && inside(t.y, size.y)).then_some(t)
     }
 }
 
 impl<'a> SeenTile<'a> {
-    fn new(result: &'a Map, truth: Grid, size: Xy<f64>) -> Self {
+    fn new(result: &'a Map, tile: &'a TrueTile) -> Self {
+        let size = Xy::new(f64::from(tile.size.x), f64::from(tile.size.y));
         let along = |n: f64| (0..=8).map(move |i| f64::from(i) / 8.0 * (n - 1.0));
         let places = along(size.y).flat_map(|y| along(size.x).map(move |x| Xy::new(x, y)));
         let (mut min, mut max) = (Xy::new(f64::MAX, f64::MAX), Xy::new(f64::MIN, f64::MIN));
@@ -219,7 +275,7 @@ impl<'a> SeenTile<'a> {
         }
         let slack = Xy::new(4.0, 4.0);
         let middle = result.apply(Xy::new((size.x - 1.0) / 2.0, (size.y - 1.0) / 2.0));
-        Self { result, truth, size, middle, min: min - slack, max: max + slack }
+        Self { result, truth: &tile.map, size, middle, min: min - slack, max: max + slack }
     }
 
     /// The inverse of its placement about these places, where it may cover any of them.

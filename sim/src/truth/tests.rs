@@ -2,7 +2,8 @@ use std::sync::Arc;
 
 use kinesin_stream::map::Affine;
 
-use super::shown::{OutputGrid, classes_in_result, labels_in_result, tissue_in_result};
+use super::shown::{OutputGrid, SectionTruth, classes_in_result, labels_in_result};
+use super::stored::StoredTruth;
 use super::*;
 use crate::scope::tests::{CodedTissue, small};
 
@@ -23,7 +24,7 @@ fn a_perfect_result_shows_every_voxel_its_own_tissue() {
     let scene = scene(|_| {});
     let truth = Truth::of(scene.clone());
     let serial = SerialIndex(1);
-    let seen = tissue_in_result(&scene, serial, &truth.placements(serial), &truth.alignment(serial), &OUT);
+    let seen = SectionTruth::of(&scene, serial).seen(&truth.placements(serial), &truth.alignment(serial), &OUT);
     let mut shown = 0;
     for ((y, x), place) in seen.indexed_iter() {
         let Some(p) = place else { continue };
@@ -71,4 +72,37 @@ fn labels_in_the_volume_frame_are_those_of_the_tissue() {
     assert_eq!((whole.dim(), whole[(17, 33)]), ((420, 480), tissue.label(17, 33)));
     let third = truth.labels(SerialIndex(0), 3).unwrap();
     assert_eq!((third.dim(), third[(5, 7)]), ((140, 160), tissue.label(16, 22)));
+}
+
+#[test]
+fn the_truth_on_disk_says_the_same_as_the_truth_in_memory() {
+    let scene = scene(|c| {
+        c.faults.blank = 0.2;
+        c.damage.list = vec![crate::scope::config::Damage {
+            section: 0,
+            kind: crate::scope::config::DamageKind::Missing,
+            size_px: None,
+            angle_deg: None,
+            at: None,
+        }];
+    });
+    let truth = Truth::of(scene.clone());
+    let dir = tempfile::tempdir().unwrap();
+    truth.write(dir.path(), 1).unwrap();
+    for root in [dir.path().to_path_buf(), dir.path().join("truth")] {
+        let stored = StoredTruth::open(&root).unwrap();
+        assert_eq!(stored.plan(), scene.plan());
+        for serial in [0, 1].map(SerialIndex) {
+            assert_eq!(stored.placements(serial).unwrap(), truth.placements(serial));
+            assert_eq!(stored.faults(serial), Some(&truth.faults(serial)));
+        }
+        assert_eq!(stored.alignment(SerialIndex(0)), None);
+        let (placements, alignment) = (truth.placements(SerialIndex(1)), truth.alignment(SerialIndex(1)));
+        assert_eq!(stored.alignment(SerialIndex(1)), Some(&alignment));
+        let wanted = labels_in_result(&scene, SerialIndex(1), &placements, &alignment, &OUT).unwrap();
+        let got = stored.labels_in_result(SerialIndex(1), &placements, &alignment, &OUT).unwrap().unwrap();
+        assert!(got == wanted && got.iter().any(|&l| l > 0));
+        let wanted = classes_in_result(&scene, SerialIndex(1), &placements, &alignment, &OUT).unwrap();
+        assert!(stored.classes_in_result(SerialIndex(1), &placements, &alignment, &OUT).unwrap().unwrap() == wanted);
+    }
 }
