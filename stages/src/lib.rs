@@ -3,7 +3,9 @@
 pub mod archive;
 pub mod render;
 
+pub mod agglomerate;
 pub mod flood;
+pub mod mask;
 pub mod model;
 pub mod runtime;
 

@@ -226,6 +226,13 @@ impl Model {
         self.manifest.mask.as_ref().ok_or_else(|| self.wrong_kind("masks need a model of kind \"mask\""))
     }
 
+    /// A model without a graph, for tests that bring their own network.
+    #[cfg(test)]
+    pub(crate) fn for_tests(manifest: Manifest) -> Self {
+        let graph = Graph { inputs: Vec::new(), outputs: Vec::new(), batch_name: None };
+        Self { manifest: Arc::new(manifest), graph: Arc::new(graph), onnx: Vec::new().into(), digest: "".into() }
+    }
+
     fn wrong_kind(&self, what: &str) -> ModelError {
         ModelError::Misfit { name: self.name().to_owned(), faults: vec![what.to_owned()] }
     }
@@ -236,7 +243,8 @@ fn read(path: &Path) -> Result<Vec<u8>, ModelError> {
 }
 
 fn parse(text: &str, path: &Path) -> Result<Manifest, ModelError> {
-    toml::from_str(text).map_err(|e| ModelError::Manifest { path: path.to_owned(), why: e.to_string().trim().replace('\n', " ") })
+    toml::from_str(text)
+        .map_err(|e| ModelError::Manifest { path: path.to_owned(), why: e.to_string().trim().replace('\n', " ") })
 }
 
 fn digest(bytes: &[u8]) -> String {
@@ -281,9 +289,15 @@ fn faults(m: &Manifest, graph: &Graph) -> Vec<String> {
     };
     let size = m.voxel_size_nm;
     want(m.axes == "zyx", format!("axes is \"{}\", only \"zyx\" is supported", m.axes));
-    want([size.z, size.y, size.x].iter().all(|v| v.is_finite() && *v > 0.0), format!("voxel_size_nm {size:?} must be positive"));
+    want(
+        [size.z, size.y, size.x].iter().all(|v| v.is_finite() && *v > 0.0),
+        format!("voxel_size_nm {size:?} must be positive"),
+    );
     if let Normalisation::Fixed { mean, sd } = m.normalisation {
-        want(mean.is_finite() && sd.is_finite() && sd > 0.0, format!("normalisation mean {mean}, sd {sd}: sd must be positive"));
+        want(
+            mean.is_finite() && sd.is_finite() && sd > 0.0,
+            format!("normalisation mean {mean}, sd {sd}: sd must be positive"),
+        );
     }
     match m.kind {
         ModelKind::Ffn => ffn_faults(m, graph, &mut want),
@@ -300,7 +314,10 @@ fn ffn_faults(m: &Manifest, graph: &Graph, want: &mut impl FnMut(bool, String)) 
         return want(false, "kind is \"ffn\" but there is no [ffn] table".into());
     };
     for (axis, n, d) in [("z", m.shape.z, f.deltas.z), ("y", m.shape.y, f.deltas.y), ("x", m.shape.x, f.deltas.x)] {
-        want(n % 2 == 1, format!("shape along {axis} is {n}, an odd number is needed (the field of view has a centre)"));
+        want(
+            n % 2 == 1,
+            format!("shape along {axis} is {n}, an odd number is needed (the field of view has a centre)"),
+        );
         want(d <= n / 2, format!("delta along {axis} is {d}, at most {} fits a field of view of {n}", n / 2));
     }
     want(f.deltas.z + f.deltas.y + f.deltas.x > 0, "all deltas are 0, the field of view could not move".into());
@@ -313,7 +330,10 @@ fn ffn_faults(m: &Manifest, graph: &Graph, want: &mut impl FnMut(bool, String)) 
     for (name, p) in probabilities {
         want(p > 0.0 && p < 1.0, format!("{name} is {p}, a probability between 0 and 1 is needed"));
     }
-    want(f.init_activation >= f.move_threshold, "init_activation is below move_threshold, no object could start".into());
+    want(
+        f.init_activation >= f.move_threshold,
+        "init_activation is below move_threshold, no object could start".into(),
+    );
     let (b, h) = (f.min_boundary_dist, m.shape);
     want(
         b.z <= h.z / 2 && b.y <= h.y / 2 && b.x <= h.x / 2,
@@ -328,15 +348,24 @@ fn mask_faults(m: &Manifest, graph: &Graph, want: &mut impl FnMut(bool, String))
     want(m.shape.z == 1, format!("a mask network works on one section, shape along z is {}", m.shape.z));
     want(k.classes.len() >= 2, format!("{} classes given, at least 2 are needed", k.classes.len()));
     want(k.classes.len() <= 255, format!("{} classes given, at most 255 are possible", k.classes.len()));
-    want(k.threshold > 0.0 && k.threshold < 1.0, format!("threshold is {}, a probability between 0 and 1 is needed", k.threshold));
+    want(
+        k.threshold > 0.0 && k.threshold < 1.0,
+        format!("threshold is {}, a probability between 0 and 1 is needed", k.threshold),
+    );
     check_ports("inputs", &graph.inputs, &[("image", vec![1, m.shape.y, m.shape.x])], want);
     check_ports("outputs", &graph.outputs, &[("logits", vec![k.classes.len(), m.shape.y, m.shape.x])], want);
 }
 
 fn check_ports(what: &str, got: &[GraphPort], wanted: &[(&str, Vec<usize>)], want: &mut impl FnMut(bool, String)) {
-    let same = got.len() == wanted.len() && got.iter().zip(wanted).all(|(g, (name, item))| g.name == *name && g.item == *item);
+    let same =
+        got.len() == wanted.len() && got.iter().zip(wanted).all(|(g, (name, item))| g.name == *name && g.item == *item);
     let show = |list: Vec<(&str, &Vec<usize>)>| {
-        let parts: Vec<String> = list.iter().map(|(name, item)| format!("{name} [N, {}]", item.iter().map(usize::to_string).collect::<Vec<_>>().join(", "))).collect();
+        let parts: Vec<String> = list
+            .iter()
+            .map(|(name, item)| {
+                format!("{name} [N, {}]", item.iter().map(usize::to_string).collect::<Vec<_>>().join(", "))
+            })
+            .collect();
         parts.join(" and ")
     };
     let got_text = show(got.iter().map(|p| (p.name.as_str(), &p.item)).collect());

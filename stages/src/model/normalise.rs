@@ -45,7 +45,9 @@ impl Normalisation {
         let mean = valid().map(|(v, n)| v * n).sum::<f64>() / n;
         let variance = valid().map(|(v, n)| (v - mean).powi(2) * n).sum::<f64>() / n;
         let sd = variance.max(1e-6).sqrt();
-        GreyTable(std::array::from_fn(|v| if v == 0 { 0.0 } else { ((v as f64 - mean) / sd).clamp(-CLIP, CLIP) as f32 }))
+        GreyTable(std::array::from_fn(
+            |v| if v == 0 { 0.0 } else { ((v as f64 - mean) / sd).clamp(-CLIP, CLIP) as f32 },
+        ))
     }
 }
 

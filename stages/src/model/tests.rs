@@ -3,7 +3,8 @@ use super::*;
 const ONNX: &[u8] = include_bytes!("../runtime/selftest.onnx");
 
 fn fib25_file() -> Option<PathBuf> {
-    let root = std::env::var_os("KINESIN_DATA").map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/data"), PathBuf::from);
+    let root = std::env::var_os("KINESIN_DATA")
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/data"), PathBuf::from);
     Some(root.join("fib25/ffn_fib25_fp32.onnx")).filter(|p| p.is_file())
 }
 
@@ -24,7 +25,12 @@ fn write_folder(extra: &str, sha: &str) -> tempfile::TempDir {
 fn a_model_whose_shapes_do_not_fit_is_refused_with_every_fault_at_once() {
     let dir = write_folder("", &digest(ONNX));
     let text = Model::load(dir.path()).unwrap_err().to_string();
-    for part in ["x [N, 2, 5, 5, 5]", "image [N, 1, 17, 32, 33] and seed", "shape along y is 32", "delta along y is 20, at most 16"] {
+    for part in [
+        "x [N, 2, 5, 5, 5]",
+        "image [N, 1, 17, 32, 33] and seed",
+        "shape along y is 32",
+        "delta along y is 20, at most 16",
+    ] {
         assert!(text.contains(part), "{part} missing in: {text}");
     }
 }

@@ -78,7 +78,11 @@ pub(super) fn cpu_has(flag: &str) -> bool {
 
 fn cache_root(given: Option<&Path>) -> Option<PathBuf> {
     let set = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
-    given.map(Path::to_owned).or_else(|| set("KINESIN_CACHE")).or_else(|| set("XDG_CACHE_HOME").map(|p| p.join("kinesin"))).or_else(|| set("HOME").map(|p| p.join(".cache/kinesin")))
+    given
+        .map(Path::to_owned)
+        .or_else(|| set("KINESIN_CACHE"))
+        .or_else(|| set("XDG_CACHE_HOME").map(|p| p.join("kinesin")))
+        .or_else(|| set("HOME").map(|p| p.join(".cache/kinesin")))
 }
 
 /// The folder's name changes with the pinned files, so an older pin is never taken for the present one.
@@ -105,7 +109,8 @@ fn in_site(site: &Path, how: &'static str) -> Option<Located> {
 /// Folders in which the Python on the path would look for the packages; nothing is imported.
 fn python_site() -> Result<Vec<PathBuf>, String> {
     let code = "import importlib.util as u, os\ns = u.find_spec('onnxruntime')\nprint(os.path.dirname(os.path.dirname(s.origin)) if s and s.origin else '')";
-    let out = Command::new("python3").args(["-c", code]).output().map_err(|e| format!("python3 does not start ({e})"))?;
+    let out =
+        Command::new("python3").args(["-c", code]).output().map_err(|e| format!("python3 does not start ({e})"))?;
     if !out.status.success() {
         return Err(format!("python3 fails ({})", last_line(&out.stderr)));
     }
@@ -128,7 +133,8 @@ fn install(site: &Path) -> Result<Located, String> {
     let list = root.join("requirements.txt");
     fs::write(&list, REQUIREMENTS).map_err(|e| io("cannot write to", e))?;
     tracing::info!(folder = %site.display(), "fetching the inference runtime with pip (once per machine)");
-    let fixed = ["-m", "pip", "install", "--quiet", "--no-input", "--disable-pip-version-check", "--no-deps", "--no-compile"];
+    let fixed =
+        ["-m", "pip", "install", "--quiet", "--no-input", "--disable-pip-version-check", "--no-deps", "--no-compile"];
     let safe = ["--only-binary=:all:", "--require-hashes"];
     let mut pip = Command::new("python3");
     pip.args(fixed).args(safe).arg("--target").arg(&partial).arg("-r").arg(&list).env("PIP_USER", "0");
@@ -145,7 +151,13 @@ fn install(site: &Path) -> Result<Located, String> {
 
 fn last_line(bytes: &[u8]) -> String {
     let text = String::from_utf8_lossy(bytes);
-    text.lines().rev().find(|l| l.to_lowercase().contains("error")).or(text.lines().last()).unwrap_or("no message").trim().to_owned()
+    text.lines()
+        .rev()
+        .find(|l| l.to_lowercase().contains("error"))
+        .or(text.lines().last())
+        .unwrap_or("no message")
+        .trim()
+        .to_owned()
 }
 
 #[cfg(test)]

@@ -155,7 +155,15 @@ static LOADED: Mutex<Option<Loaded>> = Mutex::new(None);
 struct Loaded {
     environment: Environment,
     located: locate::Located,
-    plugin_registered: bool,
+    /// What came of registering and checking OpenVINO's plug-in, once that was tried.
+    openvino: Option<Result<(), OpenVinoFault>>,
+}
+
+/// OpenVINO is not there, or not to be trusted.
+#[derive(Clone)]
+enum OpenVinoFault {
+    Absent(String),
+    Wrong(String),
 }
 
 impl Runtime {
@@ -185,7 +193,13 @@ impl Runtime {
     /// # Errors
     /// [`RuntimeError::Session`] where the runtime refuses the model.
     pub fn network(&self, model: &Model) -> Result<Box<dyn Network>, RuntimeError> {
-        let session = session::OrtNetwork::open(&self.environment, self.chosen.provider, self.chosen.precision, model.onnx(), model.graph());
+        let session = session::OrtNetwork::open(
+            &self.environment,
+            self.chosen.provider,
+            self.chosen.precision,
+            model.onnx(),
+            model.graph(),
+        );
         session
             .map(|s| Box::new(s) as Box<dyn Network>)
             .map_err(|why| RuntimeError::Session { model: model.name().to_owned(), why })
@@ -193,18 +207,21 @@ impl Runtime {
 
     fn choose(settings: &RuntimeSettings, loaded: &mut Loaded) -> Result<Self, RuntimeError> {
         let (provider, reason) = match settings.provider {
-            Provider::Auto => match register_plugin(loaded).and_then(|()| session::self_test(&loaded.environment)) {
+            Provider::Auto => match openvino(loaded) {
                 Ok(()) => (Provider::OpenVino, "OpenVINO's library is present and passed its check".to_owned()),
-                Err(why) => (Provider::Cpu, format!("OpenVINO not used: {why}")),
+                Err(OpenVinoFault::Absent(why) | OpenVinoFault::Wrong(why)) => {
+                    (Provider::Cpu, format!("OpenVINO not used: {why}"))
+                }
             },
             Provider::OpenVino => {
-                register_plugin(loaded).map_err(|why| RuntimeError::Unavailable {
-                    provider: Provider::OpenVino,
-                    why,
-                    remedy: "pip install onnxruntime==1.31.1 onnxruntime-ep-openvino==1.8.1 (Linux on x86-64 only), or use --provider cpu".into(),
+                openvino(loaded).map_err(|fault| match fault {
+                    OpenVinoFault::Absent(why) => RuntimeError::Unavailable {
+                        provider: Provider::OpenVino,
+                        why,
+                        remedy: "pip install onnxruntime==1.31.1 onnxruntime-ep-openvino==1.8.1 (Linux on x86-64 only), or use --provider cpu".into(),
+                    },
+                    OpenVinoFault::Wrong(why) => RuntimeError::SelfTest { provider: Provider::OpenVino, why },
                 })?;
-                let checked = session::self_test(&loaded.environment);
-                checked.map_err(|why| RuntimeError::SelfTest { provider: Provider::OpenVino, why })?;
                 (Provider::OpenVino, String::new())
             }
             Provider::Cpu => (Provider::Cpu, String::new()),
@@ -256,28 +273,46 @@ fn load(located: locate::Located) -> Result<Loaded, RuntimeError> {
     let environment = builder.with_name("kinesin").with_telemetry(false).build().map_err(|e| fail(e.to_string()))?;
     environment.set_log_level(ort::logging::LogLevel::Error);
     tracing::info!(library = %located.library.display(), how = located.how, "inference runtime loaded");
-    Ok(Loaded { environment, located, plugin_registered: false })
+    Ok(Loaded { environment, located, openvino: None })
 }
 
-fn register_plugin(loaded: &mut Loaded) -> Result<(), String> {
-    if loaded.plugin_registered {
-        return Ok(());
+/// Registers and checks the plug-in, once per process.
+fn openvino(loaded: &mut Loaded) -> Result<(), OpenVinoFault> {
+    if loaded.openvino.is_none() {
+        loaded.openvino = Some(try_openvino(&loaded.environment, loaded.located.plugin.as_deref()));
     }
-    let plugin = loaded.located.plugin.as_ref().ok_or("its plug-in library was not found beside the runtime")?;
-    loaded.environment.register_ep_library(session::OPENVINO, plugin).map_err(|e| e.to_string())?;
-    loaded.plugin_registered = true;
-    Ok(())
+    loaded.openvino.clone().expect("just set")
+}
+
+fn try_openvino(environment: &Environment, plugin: Option<&std::path::Path>) -> Result<(), OpenVinoFault> {
+    let absent = |why: &str| OpenVinoFault::Absent(why.to_owned());
+    let plugin = plugin.ok_or_else(|| absent("its plug-in library was not found beside the runtime"))?;
+    environment.register_ep_library(session::OPENVINO, plugin).map_err(|e| absent(&e.to_string()))?;
+    // the check provokes an error, which is no news for the terminal
+    environment.set_log_level(ort::logging::LogLevel::Fatal);
+    let checked = session::self_test(environment).map_err(OpenVinoFault::Wrong);
+    environment.set_log_level(ort::logging::LogLevel::Error);
+    checked
 }
 
 fn precision(provider: Provider, asked: Option<Precision>) -> Result<Precision, RuntimeError> {
-    let refuse = |why: &str, remedy: &str| Err(RuntimeError::Unavailable { provider, why: why.into(), remedy: remedy.into() });
+    let refuse =
+        |why: &str, remedy: &str| Err(RuntimeError::Unavailable { provider, why: why.into(), remedy: remedy.into() });
     match (provider, asked) {
         (_, Some(Precision::F32)) => Ok(Precision::F32),
         (Provider::OpenVino, None) => Ok(if locate::cpu_has("amx_bf16") { Precision::Bf16 } else { Precision::F32 }),
-        (Provider::OpenVino, Some(Precision::Bf16)) if locate::cpu_has("amx_bf16") || locate::cpu_has("avx512_bf16") => Ok(Precision::Bf16),
-        (Provider::OpenVino, Some(Precision::Bf16)) => refuse("this processor has no bf16 instructions", "use --precision f32"),
+        (Provider::OpenVino, Some(Precision::Bf16))
+            if locate::cpu_has("amx_bf16") || locate::cpu_has("avx512_bf16") =>
+        {
+            Ok(Precision::Bf16)
+        }
+        (Provider::OpenVino, Some(Precision::Bf16)) => {
+            refuse("this processor has no bf16 instructions", "use --precision f32")
+        }
         (_, None) => Ok(Precision::F32),
-        (_, Some(Precision::Bf16)) => refuse("it computes in f32 only", "use --precision f32, or --provider openvino for bf16"),
+        (_, Some(Precision::Bf16)) => {
+            refuse("it computes in f32 only", "use --precision f32, or --provider openvino for bf16")
+        }
     }
 }
 

@@ -25,7 +25,13 @@ pub(super) struct OrtNetwork {
 }
 
 impl OrtNetwork {
-    pub(super) fn open(env: &Environment, provider: Provider, precision: Precision, onnx: &[u8], graph: &Graph) -> Result<Self, String> {
+    pub(super) fn open(
+        env: &Environment,
+        provider: Provider,
+        precision: Precision,
+        onnx: &[u8],
+        graph: &Graph,
+    ) -> Result<Self, String> {
         let hint = match precision {
             Precision::F32 => "f32",
             Precision::Bf16 => "bf16",
@@ -39,7 +45,8 @@ impl OrtNetwork {
     fn run_fixed(&mut self, inputs: &[&[f32]], out: &mut [f32]) -> ort::Result<()> {
         let mut values = Vec::with_capacity(inputs.len());
         for (port, data) in self.inputs.iter().zip(inputs) {
-            let shape: Vec<i64> = std::iter::once(self.batch as i64).chain(port.item.iter().map(|&n| n as i64)).collect();
+            let shape: Vec<i64> =
+                std::iter::once(self.batch as i64).chain(port.item.iter().map(|&n| n as i64)).collect();
             values.push((port.name.as_str(), TensorRef::from_array_view((shape, *data))?));
         }
         let outputs = self.session.run(values)?;
@@ -56,7 +63,9 @@ impl Network for OrtNetwork {
     fn run(&mut self, inputs: &[&[f32]], items: usize, out: &mut [f32]) -> Result<(), NetworkError> {
         let sizes: Vec<usize> = self.inputs.iter().map(GraphPort::item_len).collect();
         let out_len = self.output.item_len();
-        let fits = inputs.len() == sizes.len() && inputs.iter().zip(&sizes).all(|(i, s)| i.len() == s * items) && out.len() == out_len * items;
+        let fits = inputs.len() == sizes.len()
+            && inputs.iter().zip(&sizes).all(|(i, s)| i.len() == s * items)
+            && out.len() == out_len * items;
         if !fits {
             return Err(NetworkError(format!("{items} items do not fit the buffers given")));
         }
@@ -68,7 +77,11 @@ impl Network for OrtNetwork {
             if n == self.batch {
                 self.run_fixed(&cut, to).map_err(fail)?;
             } else {
-                let padded: Vec<Vec<f32>> = cut.iter().zip(&sizes).map(|(c, s)| [c, vec![0.0; (self.batch - n) * s].as_slice()].concat()).collect();
+                let padded: Vec<Vec<f32>> = cut
+                    .iter()
+                    .zip(&sizes)
+                    .map(|(c, s)| [c, vec![0.0; (self.batch - n) * s].as_slice()].concat())
+                    .collect();
                 self.run_fixed(&padded.iter().map(Vec::as_slice).collect::<Vec<_>>(), to).map_err(fail)?;
             }
         }
@@ -100,7 +113,14 @@ pub(super) fn try_gpu(env: &Environment, provider: Provider) -> Result<(), Strin
     commit(env, provider, "f32", SELF_TEST, &graph, 1).map(|_| ())
 }
 
-fn commit(env: &Environment, provider: Provider, hint: &str, onnx: &[u8], graph: &Graph, batch: usize) -> Result<Session, String> {
+fn commit(
+    env: &Environment,
+    provider: Provider,
+    hint: &str,
+    onnx: &[u8],
+    graph: &Graph,
+    batch: usize,
+) -> Result<Session, String> {
     let mut builder = base(env, graph, batch).map_err(|e| e.to_string())?;
     builder = match provider {
         Provider::Cpu | Provider::Auto => builder,
@@ -126,7 +146,9 @@ fn on_openvino(env: &Environment, builder: SessionBuilder, hint: &str) -> Result
     let options = [(format!("{OPENVINO}.load_config"), config.to_string())];
     let devices: Vec<_> = env
         .devices()
-        .filter(|d| d.ep().is_ok_and(|name| name == OPENVINO) && d.hardware_device().ty() == ort::memory::DeviceType::CPU)
+        .filter(|d| {
+            d.ep().is_ok_and(|name| name == OPENVINO) && d.hardware_device().ty() == ort::memory::DeviceType::CPU
+        })
         .take(1)
         .collect();
     if devices.is_empty() {

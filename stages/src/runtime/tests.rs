@@ -34,7 +34,9 @@ fn a_missing_runtime_names_three_ways_to_supply_it() {
 #[test]
 fn an_item_has_the_same_bits_in_every_batch_size() {
     let Some(model) = fib25() else { return };
-    for (provider, precision) in [(Provider::Cpu, None), (Provider::OpenVino, Some(Precision::F32)), (Provider::OpenVino, None)] {
+    for (provider, precision) in
+        [(Provider::Cpu, None), (Provider::OpenVino, Some(Precision::F32)), (Provider::OpenVino, None)]
+    {
         let Some(runtime) = runtime(provider, precision) else { continue };
         let mut network = runtime.network(&model).unwrap();
         let n = 33 * 33 * 33;
@@ -61,9 +63,13 @@ fn auto_says_what_it_chose_and_buffers_that_do_not_fit_are_refused() {
 
 #[test]
 fn a_gpu_that_is_not_there_is_an_error_with_its_remedy() {
-    if runtime(Provider::Cpu, None).is_none() || locate::cpu_has("never") || std::path::Path::new("/dev/nvidia0").exists() {
+    if runtime(Provider::Cpu, None).is_none()
+        || locate::cpu_has("never")
+        || std::path::Path::new("/dev/nvidia0").exists()
+    {
         return;
     }
-    let text = Runtime::open(&RuntimeSettings { provider: Provider::Cuda, ..Default::default() }).unwrap_err().to_string();
+    let text =
+        Runtime::open(&RuntimeSettings { provider: Provider::Cuda, ..Default::default() }).unwrap_err().to_string();
     assert!(text.contains("onnxruntime-gpu"), "{text}");
 }

@@ -1,0 +1,159 @@
+//! The numbers that steer a flood, as logits, and the moves they lead to.
+
+use kinesin_stream::geometry::Zyx;
+
+use crate::model::{FfnRules, Model, ModelError};
+
+/// Rules of one network in the form the inner loop wants; triples are z, y, x.
+#[derive(Clone, Debug, PartialEq)]
+pub struct FloodRules {
+    pub(super) fov: [usize; 3],
+    pub(super) deltas: [usize; 3],
+    pub(super) min_boundary: [usize; 3],
+    pub(super) init: f32,
+    pub(super) pad: f32,
+    pub(super) move_at: f32,
+    pub(super) segment_at: f32,
+    pub(super) min_size: usize,
+    pub(super) disco: f64,
+    pub(super) skip_explored: f64,
+}
+
+impl FloodRules {
+    /// The rules of a flood-filling model.
+    ///
+    /// # Errors
+    /// [`ModelError::Misfit`] for a model of another kind.
+    pub fn of(model: &Model) -> Result<Self, ModelError> {
+        Ok(Self::new(model.manifest().shape, model.ffn()?))
+    }
+
+    /// Rules for a field of view of this shape.
+    pub fn new(fov: Zyx<usize>, f: &FfnRules) -> Self {
+        Self {
+            fov: fov.into(),
+            deltas: f.deltas.into(),
+            min_boundary: f.min_boundary_dist.into(),
+            init: logit(f.init_activation),
+            pad: logit(f.pad_value),
+            move_at: logit(f.move_threshold),
+            segment_at: logit(f.segment_threshold),
+            min_size: f.min_segment_size,
+            disco: f.disco_seed_threshold,
+            skip_explored: 0.0,
+        }
+    }
+
+    /// A cheaper, coarser flood: positions where at most this share of the field of view is unexplored are not run.
+    /// Measured on one crop: 0.05 saves more than half of all evaluations and loses 3 to 5 points of coverage. 0 is off.
+    #[must_use]
+    pub fn skipping_explored(mut self, share: f64) -> Self {
+        self.skip_explored = share;
+        self
+    }
+
+    /// Shape of the field of view.
+    pub fn fov(&self) -> Zyx<usize> {
+        self.fov.into()
+    }
+
+    /// Steps of the field of view.
+    pub fn deltas(&self) -> Zyx<usize> {
+        self.deltas.into()
+    }
+
+    /// Cell of the lattice of deltas round `start` that holds `at`; `start` lies in the middle of its cell.
+    pub(super) fn cell(&self, at: [usize; 3], start: [usize; 3]) -> [i64; 3] {
+        std::array::from_fn(|a| {
+            let delta = self.deltas[a] as i64;
+            (at[a] as i64 - start[a] as i64 + delta / 2).div_euclid(delta.max(1))
+        })
+    }
+
+    /// Where to go next, best first: on each face of the cuboid of deltas the voxel with the highest activation, if high enough.
+    pub(super) fn moves(&self, logits: &[f32]) -> impl Iterator<Item = [i64; 3]> + use<> {
+        let mut found: Vec<(f32, [i64; 3])> = Vec::with_capacity(6);
+        for axis in (0..3).filter(|&a| self.deltas[a] > 0) {
+            for side in [-1, 1] {
+                let best = self.face_maximum(logits, axis, side * self.deltas[axis] as i64);
+                if best.0 >= self.move_at && !found.contains(&best) {
+                    found.push(best);
+                }
+            }
+        }
+        found.sort_by(|a, b| b.0.total_cmp(&a.0).then(b.1.cmp(&a.1)));
+        found.into_iter().map(|(_, offset)| offset)
+    }
+
+    /// First of the highest voxels of one face in the order of z, y, x.
+    fn face_maximum(&self, logits: &[f32], axis: usize, offset: i64) -> (f32, [i64; 3]) {
+        let range = |a: usize| {
+            let d = self.deltas[a] as i64;
+            if a == axis { offset..=offset } else { -d..=d }
+        };
+        let centre: [i64; 3] = std::array::from_fn(|a| (self.fov[a] / 2) as i64);
+        let mut best = (f32::NEG_INFINITY, [0; 3]);
+        for z in range(0) {
+            for y in range(1) {
+                for x in range(2) {
+                    let row = (centre[0] + z) * self.fov[1] as i64 + centre[1] + y;
+                    let value = logits[(row * self.fov[2] as i64 + centre[2] + x) as usize];
+                    if value > best.0 {
+                        best = (value, [z, y, x]);
+                    }
+                }
+            }
+        }
+        best
+    }
+}
+
+/// Log odds of a probability; rounded to f32 before and after, as the published settings are stored.
+fn logit(p: f64) -> f32 {
+    let p = f64::from(p as f32);
+    (p / (1.0 - p)).ln() as f32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rules() -> FloodRules {
+        let ffn = FfnRules {
+            deltas: Zyx::new(1, 2, 2),
+            init_activation: 0.95,
+            pad_value: 0.05,
+            move_threshold: 0.9,
+            segment_threshold: 0.6,
+            min_segment_size: 1,
+            min_boundary_dist: Zyx::new(0, 0, 0),
+            disco_seed_threshold: 0.0,
+        };
+        FloodRules::new(Zyx::new(3, 5, 5), &ffn)
+    }
+
+    #[test]
+    fn moves_go_to_face_maxima_in_descending_order_and_only_above_the_threshold() {
+        let mut logits = vec![-1.0f32; 75];
+        let at = |z: usize, y: usize, x: usize| z * 25 + y * 5 + x;
+        logits[at(1, 2, 4)] = 5.0; // face x = +2
+        logits[at(0, 1, 1)] = 7.0; // face z = -1
+        logits[at(1, 4, 2)] = 2.0; // face y = +2, below logit(0.9) = 2.197
+        let moves: Vec<_> = rules().moves(&logits).collect();
+        assert_eq!(moves, [[-1, -1, -1], [0, 0, 2]]);
+    }
+
+    #[test]
+    fn an_edge_voxel_that_leads_two_faces_is_one_move() {
+        let mut logits = vec![-1.0f32; 75];
+        logits[25 + 4 * 5 + 4] = 5.0; // y = +2 and x = +2
+        assert_eq!(rules().moves(&logits).collect::<Vec<_>>(), [[0, 2, 2]]);
+    }
+
+    #[test]
+    fn the_start_lies_in_the_middle_of_its_cell() {
+        let r = rules();
+        let cells: Vec<i64> = (8..=12).map(|x| r.cell([5, 5, x], [5, 5, 10])[2]).collect();
+        assert_eq!(cells, [-1, 0, 0, 1, 1]); // offsets -2..=2 with delta 2: (offset + 1) floor-divided by 2
+    }
+}
