@@ -21,7 +21,15 @@ fn cases() -> Vec<(&'static str, Recipe)> {
         ("msem61_rigid", Recipe { affine: 0.0, lens_px: 0.0, ..msem.clone() }),
         (
             "msem_hard",
-            Recipe { rings: 2, overlap: 0.06, noise: 45.0, affine: 2e-3, lens_px: 3.0, blank: vec![3, 11], ..msem.clone() },
+            Recipe {
+                rings: 2,
+                overlap: 0.06,
+                noise: 45.0,
+                affine: 2e-3,
+                lens_px: 3.0,
+                blank: vec![3, 11],
+                ..msem.clone()
+            },
         ),
         (
             "small61",
@@ -82,7 +90,16 @@ fn main() {
         for m in &good {
             let e = section.point_errors(m);
             if max(&e) > 2.0 {
-                println!("   bad {} {} conf {:.2} {} points rms {:.2} max {:.2} weights {:?}", m.p.beam, m.q.beam, m.confidence, e.len(), rms(&e), max(&e), m.points.iter().map(|p| (p.weight*100.0) as i32).collect::<Vec<_>>());
+                println!(
+                    "   bad {} {} conf {:.2} {} points rms {:.2} max {:.2} weights {:?}",
+                    m.p.beam,
+                    m.q.beam,
+                    m.confidence,
+                    e.len(),
+                    rms(&e),
+                    max(&e),
+                    m.points.iter().map(|p| (p.weight * 100.0) as i32).collect::<Vec<_>>()
+                );
             }
         }
         for m in matches.iter().filter(|m| m.verdict != Verdict::Matched) {
@@ -122,7 +139,9 @@ fn real_tiles() {
         .iter()
         .map(|pair| {
             let rects = matcher.rects(pair);
-            matcher.match_pair(pair, &cut(&images[&pair.p], &rects.p), &cut(&images[&pair.q], &rects.q)).expect("strips")
+            matcher
+                .match_pair(pair, &cut(&images[&pair.p], &rects.p), &cut(&images[&pair.q], &rects.q))
+                .expect("strips")
         })
         .collect();
     let montage = solve(&plan, &present, &matches, &MontageConfig::default());

@@ -6,6 +6,8 @@
 //! tile(x)  = gain(u) * texture(truth(x)) + camera pattern + noise
 //! ```
 
+#![allow(dead_code, reason = "benches and tests each use a part")]
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use kinesin_stages::pointmatch::{Matcher, PairMatches, pairs};
@@ -73,7 +75,8 @@ impl Truth {
         let [[a, b], [c, d]] = self.linear;
         // Cubic and a little quadratic: what is left of a lens beyond scale.
         let r2 = (u.x * u.x + u.y * u.y) / 2.0;
-        let bend = |along: f64, across: f64| self.lens_px * 0.7 * (along * r2 + 0.3 * across * along - 0.2 * across * across);
+        let bend =
+            |along: f64, across: f64| self.lens_px * 0.7 * (along * r2 + 0.3 * across * along - 0.2 * across * across);
         let moved = Xy::new(a * from_middle.x + b * from_middle.y, c * from_middle.x + d * from_middle.y);
         self.origin + x + moved + Xy::new(bend(u.x, u.y), bend(u.y, u.x))
     }
@@ -264,7 +267,10 @@ fn texture(at: Xy<f64>, cell: f64, seed: u64) -> f64 {
     let wall = (second.sqrt() - first.sqrt()) * cell;
     let membrane = 95.0 * (-(wall / 6.0).powi(2)).exp();
     let inside = 30.0 * (unit(shade >> 42) - 0.5);
-    185.0 - membrane + inside + 22.0 * value_noise(at * (1.0 / 7.0), seed) + 18.0 * value_noise(at * (1.0 / 29.0), seed + 9)
+    185.0 - membrane
+        + inside
+        + 22.0 * value_noise(at * (1.0 / 7.0), seed)
+        + 18.0 * value_noise(at * (1.0 / 29.0), seed + 9)
 }
 
 /// Smooth noise of unit lattice, about -1 to 1.

@@ -32,8 +32,7 @@ impl Frame {
 
     /// All terms up to [`MAX_DEGREE`] at pixel `x`, by rising degree; within a degree by falling power of u.
     pub(super) fn values(&self, x: Xy<f64>) -> [f64; MAX_TERMS] {
-        let (pu, pv) =
-            (legendre((x.x - self.middle.x) / self.half.x), legendre((x.y - self.middle.y) / self.half.y));
+        let (pu, pv) = (legendre((x.x - self.middle.x) / self.half.x), legendre((x.y - self.middle.y) / self.half.y));
         let mut out = [0.0; MAX_TERMS];
         let mut k = 0;
         for d in 0..=MAX_DEGREE {

@@ -20,7 +20,7 @@ pub struct MontageConfig {
     pub affine_sd: f64,
     /// Expected size of a tile's own bending (each polynomial term) at its sides, pixels. Default 0.7.
     pub bend_sd_px: f64,
-    /// Expected size of each term of a lens that tiles share, pixels. Default 3.
+    /// Expected size of each term of a lens that tiles share, pixels. Default 1: lenses in use bend by 1 to 3 px in all.
     pub lens_sd_px: f64,
     /// Expected error of the stage, pixels; 0 takes it from the data. Default 0.
     pub stage_sd_px: f64,
@@ -43,7 +43,7 @@ impl Default for MontageConfig {
             point_sd_px: 0.2,
             affine_sd: 1e-3,
             bend_sd_px: 0.7,
-            lens_sd_px: 3.0,
+            lens_sd_px: 1.0,
             stage_sd_px: 0.0,
             min_gain: 0.05,
             folds: 4,

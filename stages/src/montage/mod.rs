@@ -21,6 +21,9 @@ mod model;
 mod report;
 mod sparse;
 
+#[cfg(test)]
+mod tests;
+
 pub use config::MontageConfig;
 pub use model::{Lens, Stiffness};
 pub use report::{Anchor, Montage, PairReport, PlacedTile, Placements, Residual, Trial};
@@ -37,8 +40,8 @@ use basis::Frame;
 use links::{Link, largest, parts, rigid};
 use model::{Fit, PairPoints, Point, Problem};
 
-/// Places all `present` tiles that the plan knows. Only pairs with the verdict `Matched` pull; pairs of other tiles are
-/// reported as unused. Never fails: without any match the tiles stay at their nominal places and say so.
+/// Places all `present` tiles that the plan knows. Pairs with the verdict `Matched` pull unless the others contradict, those
+/// with `Doubtful` only where the others agree; pairs of other tiles are reported as unused. Never fails: without any match the tiles stay at their nominal places and say so.
 pub fn solve(
     plan: &SectionPlan,
     present: &BTreeSet<TileKey>,
@@ -50,39 +53,47 @@ pub fn solve(
     pairs.sort_by_key(|m| (m.p, m.q));
     pairs.dedup_by_key(|m| (m.p, m.q));
 
-    let (indexed, links) = linked(&tiles, &pairs);
+    let (indexed, links) = linked(&tiles, &pairs, |v| *v == Verdict::Matched);
     let longest = tiles.iter().map(|t| t.size.x.max(t.size.y)).max().unwrap_or(0);
     let tolerance = config.link_tolerance_px.max(config.link_tolerance_fraction * f64::from(longest));
     let (start, kept) = rigid(tiles.len(), &links, tolerance);
-    let joined: Vec<usize> = (0..links.len()).filter(|&k| kept[k]).collect();
-    let parts = parts(tiles.len(), joined.iter().map(|&k| links[k].tiles));
+    let joined = || (0..links.len()).filter(|&k| kept[k]);
+    let parts = parts(tiles.len(), joined().map(|k| links[k].tiles));
     let main = largest(&parts);
+    let mut used: BTreeMap<usize, [usize; 2]> = joined().map(|k| (indexed[k], links[k].tiles)).collect();
+    let dropped = indexed.iter().zip(&kept).filter(|(_, k)| !**k).map(|(&i, _)| i).collect();
+    // A doubtful pair between tiles that others have placed is taken where it says the same.
+    let (doubtful, hints) = linked(&tiles, &pairs, |v| matches!(v, Verdict::Doubtful(_)));
+    let agrees = |l: &Link| parts[l.tiles[0]] == parts[l.tiles[1]] && l.residual(&start) <= tolerance;
+    used.extend(doubtful.into_iter().zip(&hints).filter(|(_, l)| agrees(l)).map(|(i, l)| (i, l.tiles)));
 
     let problem = Problem {
         frames: tiles.iter().map(|t| Frame::of(t.size)).collect(),
         beams: beams(&tiles),
-        pairs: joined.iter().map(|&k| points(&tiles, pairs[indexed[k]], links[k].tiles, config.folds.max(2))).collect(),
+        pairs: used.iter().map(|(&k, &ends)| points(&tiles, pairs[k], ends, config.folds.max(2))).collect(),
         stage_sd: stage_sd(&start, &parts, main, config),
         start,
     };
     let (fit, trials) = choose(&problem, config);
-    let used = indexed.iter().zip(&kept).filter(|(_, k)| **k).map(|(&i, _)| i).collect();
-    let dropped = indexed.iter().zip(&kept).filter(|(_, k)| !**k).map(|(&i, _)| i).collect();
+    let used = used.into_keys().collect();
     let placed = place(&tiles, &problem, fit.as_ref(), &parts, main, config);
     report::report(plan, placed, &pairs, (used, dropped), fit.map(|f| f.stiffness()), trials)
 }
 
-/// The matched pairs of known tiles (index into `pairs`) with their mean shifts.
-fn linked(tiles: &[&PlannedTile], pairs: &[&PairMatches]) -> (Vec<usize>, Vec<Link>) {
+/// The pairs of known tiles with a wanted verdict (index into `pairs`), and their median shifts.
+fn linked(
+    tiles: &[&PlannedTile],
+    pairs: &[&PairMatches],
+    wanted: impl Fn(&Verdict) -> bool,
+) -> (Vec<usize>, Vec<Link>) {
     let index: BTreeMap<TileKey, usize> = tiles.iter().enumerate().map(|(i, t)| (t.key, i)).collect();
     let mut found = (Vec::new(), Vec::new());
     for (k, m) in pairs.iter().enumerate() {
         let (Some(&i), Some(&j)) = (index.get(&m.p), index.get(&m.q)) else { continue };
-        if m.verdict != Verdict::Matched || m.points.is_empty() || i == j {
+        if !wanted(&m.verdict) || m.points.is_empty() || i == j {
             continue;
         }
-        let gaps: Vec<Xy<f64>> =
-            m.points.iter().map(|x| tiles[i].nominal + x.p - tiles[j].nominal - x.q).collect();
+        let gaps: Vec<Xy<f64>> = m.points.iter().map(|x| tiles[i].nominal + x.p - tiles[j].nominal - x.q).collect();
         let median = |of: fn(&Xy<f64>) -> f64| {
             let mut v: Vec<f64> = gaps.iter().map(of).collect();
             v.sort_by(f64::total_cmp);
@@ -202,8 +213,7 @@ fn follow(tiles: &[&PlannedTile], moved: &[Xy<f64>], parts: &[usize], main: Opti
     let of = |p: Option<usize>| (0..tiles.len()).filter(move |&i| Some(parts[i]) == p);
     let (mut sum, mut count) = (Xy::default(), 0.0);
     for i in of(Some(part)) {
-        let mut near: Vec<(f64, usize)> =
-            of(main).map(|j| ((tiles[j].nominal - tiles[i].nominal).norm(), j)).collect();
+        let mut near: Vec<(f64, usize)> = of(main).map(|j| ((tiles[j].nominal - tiles[i].nominal).norm(), j)).collect();
         near.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
         near.truncate(6);
         let mean = near.iter().fold(Xy::default(), |s, &(_, j)| s + moved[j]) * (1.0 / near.len().max(1) as f64);
@@ -221,11 +231,10 @@ fn map_of(
     shift: Xy<f64>,
     config: &MontageConfig,
 ) -> Map {
-    let at = |x: Xy<f64>| {
-        tile.nominal + shift + x + fit.map_or(Xy::default(), |f| f.moved(i, &frame.values(x)))
-    };
+    let at = |x: Xy<f64>| tile.nominal + shift + x + fit.map_or(Xy::default(), |f| f.moved(i, &frame.values(x)));
     let nodes = config.grid_nodes.max(2);
-    let axis = |n: u32| -> Vec<f64> { (0..nodes).map(|k| f64::from(n.max(2) - 1) * k as f64 / (nodes - 1) as f64).collect() };
+    let axis =
+        |n: u32| -> Vec<f64> { (0..nodes).map(|k| f64::from(n.max(2) - 1) * k as f64 / (nodes - 1) as f64).collect() };
     if fit.is_some_and(|f| f.stiffness().bends())
         && let Ok(grid) = Grid::from_fn(axis(tile.size.x), axis(tile.size.y), at)
     {

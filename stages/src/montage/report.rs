@@ -87,7 +87,7 @@ pub struct PairReport {
     pub confidence: f64,
     /// Whether it pulls.
     pub used: bool,
-    /// Why not, or that it is doubtful; `None` for a good pair.
+    /// Why not; `None` where it pulls.
     pub fault: Option<String>,
     /// At its points; of unused pairs too, where both tiles are placed.
     pub residual: Residual,
@@ -145,7 +145,7 @@ pub(super) fn report(
         }
         let fault = match &m.verdict {
             _ if dropped.contains(&k) => Some("disagrees with the other pairs".into()),
-            Verdict::Matched if used => None,
+            _ if used => None,
             Verdict::Matched => Some("one of its tiles is not placed".into()),
             Verdict::Doubtful(why) | Verdict::Failed(why) => Some(why.clone()),
         };

@@ -15,7 +15,7 @@ use realfft::num_complex::Complex32;
 use realfft::{ComplexToReal, RealFftPlanner, RealToComplex};
 use rustfft::{Fft, FftPlanner};
 
-use super::filter::Plane;
+use super::filter::{Plane, less_column_means, less_row_means};
 
 /// Lags to look at, both ends included.
 #[derive(Clone, Copy, Debug)]
@@ -363,6 +363,28 @@ pub(super) fn fraction(f: &Plane, g: &Plane, lag: Xy<i64>) -> Option<Xy<f64>> {
     Some(top(|dx, dy| score[(dy + 1) as usize][(dx + 1) as usize]))
 }
 
+/// Normalised score at `lag` of what is left of the common part without the means of its rows and columns: near zero where
+/// only stripes agree, which a camera or a scan may draw the same in every tile.
+pub(super) fn score_without_stripes(f: &Plane, g: &Plane, lag: Xy<i64>) -> f64 {
+    let ((x0, x1), (y0, y1)) = (common(f.width, g.width, lag.x), common(f.height, g.height, lag.y));
+    if x0 >= x1 || y0 >= y1 {
+        return 0.0;
+    }
+    let part = |plane: &Plane, by: Xy<i64>| {
+        let columns = (x0 + by.x) as usize..(x1 + by.x) as usize;
+        let rows = (y0 + by.y) as usize..(y1 + by.y) as usize;
+        let data = rows.clone().flat_map(|y| &plane.row(y)[columns.clone()]).copied().collect();
+        let mut part = Plane { width: columns.len(), height: rows.len(), data };
+        less_row_means(&mut part);
+        less_column_means(&mut part);
+        part
+    };
+    let (a, b) = (part(f, Xy::default()), part(g, lag));
+    let (fg, gg) = products(&a.data, &b.data);
+    let (_, ff) = products(&b.data, &a.data);
+    if ff > 0.0 && gg > 0.0 { f64::from(fg) / (f64::from(ff) * f64::from(gg)).sqrt() } else { 0.0 }
+}
+
 /// Sums of `a b` and `b b`, in lanes that the compiler turns into vectors.
 fn products(a: &[f32], b: &[f32]) -> (f32, f32) {
     const LANES: usize = 8;
@@ -416,9 +438,13 @@ mod tests {
 
     fn texture(width: usize, height: usize, dx: f64, dy: f64) -> Plane {
         let value = |x: f64, y: f64| {
-            (0.31 * x + 0.12 * y).sin() + (0.17 * x - 0.29 * y + 1.0).sin() + (0.05 * x * y / 20.0).sin() + (0.4 * y + 0.3 * x).cos()
+            (0.31 * x + 0.12 * y).sin()
+                + (0.17 * x - 0.29 * y + 1.0).sin()
+                + (0.05 * x * y / 20.0).sin()
+                + (0.4 * y + 0.3 * x).cos()
         };
-        let data = (0..width * height).map(|i| value((i % width) as f64 + dx, (i / width) as f64 + dy) as f32).collect();
+        let data =
+            (0..width * height).map(|i| value((i % width) as f64 + dx, (i / width) as f64 + dy) as f32).collect();
         Plane { width, height, data }
     }
 

@@ -21,6 +21,9 @@ impl Plane {
     }
 }
 
+/// Fewest pixels of a row or column whose mean is taken away: of fewer it would be mostly the tissue itself.
+const MEANS_FROM: usize = 32;
+
 /// The part `rect` of `pixels`, each `step` x `step` pixels averaged into one; what is left over at the far sides is dropped.
 pub(super) fn reduced(pixels: &Pixels, rect: &BoxXy, step: usize) -> Plane {
     let (x0, y0) = (rect.min.x as usize, rect.min.y as usize);
@@ -56,14 +59,16 @@ pub(super) fn band_pass(plane: &mut Plane, sigma: f64, radius: f64) {
     local_mean(&mut slow, half);
     plane.data.iter_mut().zip(&slow.data).for_each(|(v, s)| *v -= s);
     // Patterns of a camera or of a scan that are the same in all rows or columns would match where nothing else does.
-    if plane.width >= 32 {
+    if plane.width >= MEANS_FROM {
         less_row_means(plane);
     }
-    if plane.height >= 32 {
+    if plane.height >= MEANS_FROM {
         less_column_means(plane);
     }
     let square: f64 = plane.data.chunks(1024).map(|c| f64::from(c.iter().map(|v| v * v).sum::<f32>())).sum();
-    let limit = 4.0 * (square / plane.data.len() as f64).sqrt() as f32;
+    let spread = (square / plane.data.len() as f64).sqrt();
+    // Rounding of a flat field is no signal.
+    let limit = if spread < 0.01 { 0.0 } else { 4.0 * spread as f32 };
     plane.data.iter_mut().for_each(|v| *v = v.clamp(-limit, limit));
 }
 
@@ -148,7 +153,8 @@ fn local_mean(plane: &mut Plane, half: usize) {
     }
 }
 
-fn less_row_means(plane: &mut Plane) {
+/// Takes the mean of every row away.
+pub(super) fn less_row_means(plane: &mut Plane) {
     for y in 0..plane.height {
         let row = plane.row_mut(y);
         let mean = row.iter().sum::<f32>() / row.len() as f32;
@@ -156,7 +162,8 @@ fn less_row_means(plane: &mut Plane) {
     }
 }
 
-fn less_column_means(plane: &mut Plane) {
+/// Takes the mean of every column away.
+pub(super) fn less_column_means(plane: &mut Plane) {
     let mut means = vec![0.0f32; plane.width];
     for y in 0..plane.height {
         means.iter_mut().zip(plane.row(y)).for_each(|(m, v)| *m += v);
@@ -180,7 +187,8 @@ mod tests {
 
     #[test]
     fn shading_and_stripes_of_the_camera_leave_no_signal() {
-        let mut shaded = plane(120, 80, |x, y| 90.0 + 0.3 * x + 0.2 * y + 20.0 * (x * 1.7).sin() + 15.0 * (y * 2.3).sin());
+        let mut shaded =
+            plane(120, 80, |x, y| 90.0 + 0.3 * x + 0.2 * y + 20.0 * (x * 1.7).sin() + 15.0 * (y * 2.3).sin());
         let before = spread(&shaded);
         band_pass(&mut shaded, 1.0, 12.0);
         assert!(before > 15.0 && spread(&shaded) < 0.7, "{} of {before}", spread(&shaded));

@@ -4,7 +4,7 @@ use kinesin_stream::geometry::{BoxXy, Xy, reduced_to_full};
 use kinesin_stream::pixels::Pixels;
 
 use super::config::MatchConfig;
-use super::correlate::{Correlator, Lags, fraction};
+use super::correlate::{Correlator, Lags, fraction, score_without_stripes};
 use super::course::{Sample, distances};
 use super::filter::{Plane, band_pass, reduced};
 use super::pairs::{Pair, StripRects, overlap_rects};
@@ -166,13 +166,7 @@ impl Matcher {
     }
 
     /// The shift at which `part` of p (tile pixels) is found in q, within `margin` of the nominal one.
-    fn shift_of(
-        &mut self,
-        pair: &Pair,
-        p: &Strip<'_>,
-        q: &Strip<'_>,
-        (part, margin): (&BoxXy, f64),
-    ) -> Option<First> {
+    fn shift_of(&mut self, pair: &Pair, p: &Strip<'_>, q: &Strip<'_>, (part, margin): (&BoxXy, f64)) -> Option<First> {
         let near = Xy::new(pair.shift.x.round() as i64, pair.shift.y.round() as i64);
         let in_q = grown(&moved(part, near), margin.ceil() as i64).intersect(&q.rect)?;
         let overlap = pair.overlap(pair.shift)?;
@@ -186,7 +180,8 @@ impl Matcher {
         }
         let origin = minus(part.min, in_q.min);
         let origin = Xy::new(origin.x as f64, origin.y as f64);
-        let (low, high) = (pair.shift + origin - Xy::new(margin, margin), pair.shift + origin + Xy::new(margin, margin));
+        let (low, high) =
+            (pair.shift + origin - Xy::new(margin, margin), pair.shift + origin + Xy::new(margin, margin));
         let lags = Lags {
             min: Xy::new((low.x / scale).floor() as i64, (low.y / scale).floor() as i64),
             max: Xy::new((high.x / scale).ceil() as i64, (high.y / scale).ceil() as i64),
@@ -207,7 +202,8 @@ impl Matcher {
         for _ in 0..REPEATS {
             let Some(common) = overlap_of(pair, near, p, q) else { return (Vec::new(), 0) };
             // Both parts show the same tissue, so that what the filter does at their sides is the same in both.
-            let [narrow, sigma, radius] = [common.size().x.min(common.size().y) as f64, self.config.smooth_px, self.background(&common)];
+            let [narrow, sigma, radius] =
+                [common.size().x.min(common.size().y) as f64, self.config.smooth_px, self.background(&common)];
             let bands = [(p, common), (q, moved(&common, near))].map(|(strip, rect)| {
                 let mut plane = strip.plane(&rect, 1);
                 band_pass(&mut plane, sigma, radius);
@@ -222,7 +218,10 @@ impl Matcher {
             tried = rects.len();
             let mean = kept.iter().fold(Xy::default(), |s, m| s + (m.q - m.p)) * (1.0 / kept.len().max(1) as f64);
             // In a narrow overlap every row and column that is cut off by a wrong first shift counts.
-            if kept.is_empty() || whole(mean) == near || (mean - Xy::new(near.x as f64, near.y as f64)).norm() < narrow / 16.0 {
+            if kept.is_empty()
+                || whole(mean) == near
+                || (mean - Xy::new(near.x as f64, near.y as f64)).norm() < narrow / 16.0
+            {
                 break;
             }
             near = whole(mean);
@@ -242,13 +241,14 @@ impl Matcher {
         let in_q = grown(&moved(rect, near), reach).intersect(&q.rect)?;
         let origin = minus(rect.min, in_q.min);
         let middle = Xy::new(near.x + origin.x, near.y + origin.y);
-        let lags = Lags {
-            min: Xy::new(middle.x - reach, middle.y - reach),
-            max: Xy::new(middle.x + reach, middle.y + reach),
-        };
+        let lags =
+            Lags { min: Xy::new(middle.x - reach, middle.y - reach), max: Xy::new(middle.x + reach, middle.y + reach) };
         let (f, g) = (p.part(rect), q.part(&in_q));
         let peak = self.correlator.best(&f, &g, lags, 4.0, false)?;
         if peak.at_rim || peak.score < self.config.min_score {
+            return None;
+        }
+        if score_without_stripes(&f, &g, peak.lag) < 0.4 * peak.score {
             return None;
         }
         let whole = minus(peak.lag, origin);
@@ -318,15 +318,9 @@ fn minus(a: Xy<i64>, b: Xy<i64>) -> Xy<i64> {
 }
 
 fn moved(rect: &BoxXy, by: Xy<i64>) -> BoxXy {
-    BoxXy {
-        min: Xy::new(rect.min.x + by.x, rect.min.y + by.y),
-        max: Xy::new(rect.max.x + by.x, rect.max.y + by.y),
-    }
+    BoxXy { min: Xy::new(rect.min.x + by.x, rect.min.y + by.y), max: Xy::new(rect.max.x + by.x, rect.max.y + by.y) }
 }
 
 fn grown(rect: &BoxXy, by: i64) -> BoxXy {
-    BoxXy {
-        min: Xy::new(rect.min.x - by, rect.min.y - by),
-        max: Xy::new(rect.max.x + by, rect.max.y + by),
-    }
+    BoxXy { min: Xy::new(rect.min.x - by, rect.min.y - by), max: Xy::new(rect.max.x + by, rect.max.y + by) }
 }

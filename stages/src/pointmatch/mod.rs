@@ -33,6 +33,12 @@ mod filter;
 mod matcher;
 mod pairs;
 
+#[cfg(test)]
+#[path = "../../benches/synthetic/mod.rs"]
+pub(crate) mod synthetic;
+#[cfg(test)]
+mod tests;
+
 pub use config::MatchConfig;
 pub use matcher::{MatchError, Matcher};
 pub use pairs::{Pair, StripRects, overlap_rects, pairs};

@@ -72,10 +72,7 @@ pub fn overlap_rects(pair: &Pair, margin: f64) -> StripRects {
         };
         tile_box(of).intersect(&reach).unwrap_or_default()
     };
-    StripRects {
-        p: grown(pair.p_size, pair.q_size, pair.shift),
-        q: grown(pair.q_size, pair.p_size, pair.shift * -1.0),
-    }
+    StripRects { p: grown(pair.p_size, pair.q_size, pair.shift), q: grown(pair.q_size, pair.p_size, pair.shift * -1.0) }
 }
 
 /// All pairs of present tiles whose nominal places overlap enough, sorted by (p, q).
@@ -174,8 +171,14 @@ mod tests {
             let common = pair.overlap(shift).expect("still overlapping");
             assert_eq!(common.intersect(&rects.p), Some(common));
             let in_q = BoxXy {
-                min: Xy::new((common.min.x as f64 + shift.x).floor() as i64, (common.min.y as f64 + shift.y).floor() as i64),
-                max: Xy::new((common.max.x as f64 + shift.x).ceil() as i64, (common.max.y as f64 + shift.y).ceil() as i64),
+                min: Xy::new(
+                    (common.min.x as f64 + shift.x).floor() as i64,
+                    (common.min.y as f64 + shift.y).floor() as i64,
+                ),
+                max: Xy::new(
+                    (common.max.x as f64 + shift.x).ceil() as i64,
+                    (common.max.y as f64 + shift.y).ceil() as i64,
+                ),
             };
             let inside = in_q.intersect(&tile_box(pair.q_size)).expect("inside");
             assert_eq!(inside.intersect(&rects.q), Some(inside));
