@@ -15,9 +15,9 @@ use tokio::time::timeout;
 
 use super::desk::Desk;
 use super::shared::{Shared, lock};
-use super::wire::{MAX_CONTROL, ToHead, ToScope, read_message, write_message};
+use super::wire::{ToHead, ToScope, read_message, write_message};
 use super::{
-    CODE_DONE, CODE_PROTOCOL, CODE_REPLACED, CODE_STOPPED, End, Keys, LinkError, LinkSettings, peer_said, read,
+    CODE_DONE, CODE_PROTOCOL, CODE_REPLACED, CODE_STOPPED, End, Keys, LinkError, LinkSettings, Role, peer_said, read,
 };
 use crate::ids::MfovId;
 use crate::ledger::{Ledger, PlanDigest};
@@ -87,8 +87,9 @@ impl Head {
         tiles: Sender<Flow<Tile>>,
         on_section: impl Fn(Arc<SectionPlan>) + Send + Sync + 'static,
     ) -> Result<Self, LinkError> {
-        budget.fixed("link receive windows", config.settings.window());
-        let control = Pool::new(budget, "link control messages", MAX_CONTROL);
+        let [(windows, bytes), (messages, most)] = config.settings.budget_lines(Role::Head);
+        budget.fixed(windows, bytes);
+        let control = Pool::new(budget, messages, most);
         let endpoint = listen(runtime, &config)?;
         let bound = |source| LinkError::Bind { addr: config.bind, source };
         let addr = endpoint.local_addr().map_err(bound)?;

@@ -141,6 +141,11 @@ impl Keys {
         quinn::crypto::rustls::QuicClientConfig::try_from(tls).map_err(|e| bad(e.to_string()))
     }
 
+    #[cfg(test)]
+    pub(super) fn authority(&self) -> &CertificateDer<'static> {
+        &self.authority
+    }
+
     fn roots(&self) -> Result<RootCertStore, LinkError> {
         let mut roots = RootCertStore::empty();
         roots.add(self.authority.clone()).map_err(|e| LinkError::keys(&self.folder.join("ca.pem"), e))?;

@@ -40,6 +40,7 @@ pub use head::{Head, HeadConfig, HeadSummary, Receipts};
 pub use keys::{Keys, Role, make_keys};
 pub use scope::{Scope, ScopeConfig, ScopeSummary};
 pub use shipment::{Frame, Shipment};
+pub use wire::MAX_CONTROL;
 
 use crate::ids::MfovId;
 use crate::ledger::LedgerError;
@@ -181,6 +182,14 @@ impl LinkSettings {
     /// pixels waiting for a lease never hold up a message.
     pub fn window(&self) -> Bytes {
         self.stream_window * u64::from(self.streams + 1)
+    }
+
+    /// Lines that a side enters into the budget when it opens: for the sheet of `kinesin check`.
+    pub fn budget_lines(&self, role: Role) -> [(&'static str, Bytes); 2] {
+        match role {
+            Role::Head => [("link receive windows", self.window()), ("link control messages", MAX_CONTROL)],
+            Role::Scope => [("link send windows", self.window()), ("scope control messages", MAX_CONTROL)],
+        }
     }
 
     /// Our side of the connection. `streams` is how many mFOV streams the other side may open.

@@ -13,8 +13,8 @@ use tokio::task::{JoinHandle, JoinSet};
 use super::keys::HEAD_NAME;
 use super::outbox::Outbox;
 use super::shipment::{Shipment, send_mfov};
-use super::wire::{MAX_CONTROL, PROTOCOL, ToHead, ToScope, read_message, write_message};
-use super::{CODE_DONE, CODE_PROTOCOL, CODE_STOPPED, End, Keys, LinkError, LinkSettings, peer_said};
+use super::wire::{PROTOCOL, ToHead, ToScope, read_message, write_message};
+use super::{CODE_DONE, CODE_PROTOCOL, CODE_STOPPED, End, Keys, LinkError, LinkSettings, Role, peer_said};
 use crate::ids::{MfovId, TileKey};
 use crate::ledger::{ContentHash, PlanDigest};
 use crate::plan::SectionPlan;
@@ -68,8 +68,9 @@ impl Scope {
         run: RunToken,
         config: ScopeConfig,
     ) -> Result<(Self, BTreeSet<MfovId>), LinkError> {
-        budget.fixed("scope send window", config.settings.window());
-        let control = Pool::new(budget, "scope control messages", MAX_CONTROL);
+        let [(windows, bytes), (messages, most)] = config.settings.budget_lines(Role::Scope);
+        budget.fixed(windows, bytes);
+        let control = Pool::new(budget, messages, most);
         let mut client = ClientConfig::new(Arc::new(config.keys.client()?));
         client.transport_config(config.settings.transport(0, 0));
         let any: SocketAddr = if config.head.is_ipv4() { ([0, 0, 0, 0], 0).into() } else { ([0u16; 8], 0).into() };
@@ -135,16 +136,23 @@ impl Scope {
     ///
     /// # Errors
     /// What made the link fail, also earlier.
-    pub async fn finish(self) -> Result<ScopeSummary, LinkError> {
+    pub async fn finish(mut self) -> Result<ScopeSummary, LinkError> {
         self.outbox.end();
         self.outbox.wait_over().await;
-        if let Err(error) = self.task.await {
+        if let Err(error) = (&mut self.task).await {
             tracing::error!(%error, "the scope's link task failed");
         }
         match self.outbox.take_failure() {
             Some(error) => Err(error),
             None => Ok(self.outbox.summary()),
         }
+    }
+}
+
+impl Drop for Scope {
+    /// Hangs up at once; what has no receipt is sent by whoever calls next. After [`Scope::finish`] this does nothing.
+    fn drop(&mut self) {
+        self.task.abort();
     }
 }
 
@@ -190,7 +198,8 @@ impl Line {
                 other => self.verdict(other),
             };
             connection.close(CODE_STOPPED, b"calling again");
-            tracing::info!(head = %self.config.head, why = why?, "connection to the head lost; calling again");
+            let why = why?;
+            tracing::info!(head = %self.config.head, why, "connection to the head lost; calling again");
             call = match self.call().await {
                 Ok(call) => call,
                 Err(LinkError::Unreachable { .. }) if self.outbox.has_said_end() => {

@@ -24,7 +24,7 @@ use crate::plan::SectionPlan;
 pub(super) const PROTOCOL: u32 = 1;
 
 /// Longest control message: the plan of a section of some thousand mFOVs.
-pub(super) const MAX_CONTROL: Bytes = Bytes::mib(32);
+pub const MAX_CONTROL: Bytes = Bytes::mib(32);
 
 /// From the scope to the head.
 #[derive(Debug, Serialize, Deserialize)]
