@@ -19,9 +19,11 @@ TILE = 256
 
 
 def _pair(before: int, after: int) -> nn.Sequential:
-    layers = [nn.Conv2d(before, after, 3, padding=1), nn.ReLU(), nn.Conv2d(after, after, 3, padding=1), nn.ReLU()]
-    for layer in layers[::2]:
-        nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+    layers = []
+    for width in (before, after):
+        convolution = nn.Conv2d(width, after, 3, padding=1, bias=False)
+        nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu")
+        layers += [convolution, nn.BatchNorm2d(after), nn.ReLU()]  # the exporter folds the normalisation into the convolution
     return nn.Sequential(*layers)
 
 
@@ -74,6 +76,7 @@ class Sections:
 
 def intersection_over_union(net: nn.Module, images, classes) -> list[float]:
     """Per class, over whole sections cut into tiles (the rest of a section that fills no tile is left out)."""
+    net.eval()
     both, either = np.zeros(len(CLASSES)), np.zeros(len(CLASSES))
     for image, truth in zip(images, classes):
         for y in range(0, image.shape[0] - TILE + 1, TILE):
@@ -115,8 +118,9 @@ def train(sections: Sections, augment, *, seconds: float, seed: int, batch: int,
         rule.step()
         with torch.no_grad():
             keep = min(0.99, (step + 1) / (step + 10))
-            for average, value in zip(mean.parameters(), net.parameters()):
-                average.lerp_(value, 1 - keep)
+            for average, value in zip(mean.state_dict().values(), net.state_dict().values()):
+                if average.is_floating_point():
+                    average.lerp_(value, 1 - keep)
         losses.append(loss.item())
         step += 1
         if step % 50 == 0:
