@@ -1,5 +1,6 @@
 //! One folder per stage in flow order, and pipeline.rs, the only wiring.
 
+pub mod align;
 pub mod archive;
 pub mod render;
 

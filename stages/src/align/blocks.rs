@@ -126,7 +126,7 @@ fn match_one(
     }
     let mirrored: Vec<i16> = patch.iter().rev().copied().collect();
     let chance = (0..side * side)
-        .filter(|i| (i % side) % 2 == 0 && (i / side) % 2 == 0)
+        .filter(|i| (i % side).is_multiple_of(2) && (i / side).is_multiple_of(2))
         .map(|i| score(&mirrored, i % side, i / side))
         .fold(0.0, f64::max);
     let rival = second_peak(&scores, side, best).max(chance);

@@ -22,19 +22,16 @@ use super::plane::Plane;
 
 /// Votes within this many thumbnail pixels of the affine map agree with it: local deformation and half a pixel of search.
 const TOLERANCE: f64 = 2.5;
-/// Blocks that must agree at least, whatever their share.
-const LEAST_VOTES: usize = 6;
+/// Blocks that must agree at least, whatever their share; a quarter of all where that is more.
+const LEAST_VOTES: usize = 8;
 
-/// Where the thumbnail `section` (in section pixels) lies on the thumbnail `reference` (in volume pixels).
-pub(super) struct Pose {
-    /// Section pixel to volume pixel, full resolution.
-    pub(super) map: Affine,
-    /// Share of trusted blocks that agree.
-    pub(super) agreement: f64,
-}
-
-/// The pose by a sweep around 0 and, where `all_angles`, over the circle.
-pub(super) fn find(section: &Plane, reference: &Plane, config: &AlignConfig, all_angles: bool) -> Result<Pose, String> {
+/// Section pixel to volume pixel, full resolution, by a sweep around 0 and, where `all_angles`, over the circle.
+pub(super) fn find(
+    section: &Plane,
+    reference: &Plane,
+    config: &AlignConfig,
+    all_angles: bool,
+) -> Result<Affine, String> {
     let transforms = Transforms::new(section, reference);
     let (step, n) = if all_angles {
         // Twice the first step, all around.
@@ -55,7 +52,7 @@ pub(super) fn find(section: &Plane, reference: &Plane, config: &AlignConfig, all
 }
 
 /// Votes of blocks around `pose`.
-fn confirm(section: &Plane, reference: &Plane, pose: Affine, config: &AlignConfig) -> Result<Pose, String> {
+fn confirm(section: &Plane, reference: &Plane, pose: Affine, config: &AlignConfig) -> Result<Affine, String> {
     let turned = turn(section, &pose, reference);
     let side = turned.width.min(turned.height);
     let patch = (side / 4).clamp(16, 40) & !1;
@@ -79,7 +76,7 @@ fn confirm(section: &Plane, reference: &Plane, pose: Affine, config: &AlignConfi
     };
     let Some((map, votes)) = fit::vote(&trusted, tolerance) else { return Err(told(0)) };
     let agreement = votes.len() as f64 / trusted.len() as f64;
-    let enough = LEAST_VOTES.max(blocks.len() / 6);
+    let enough = LEAST_VOTES.max(blocks.len() / 4);
     if votes.len() < enough || agreement < config.coarse_agreement {
         return Err(told(votes.len()));
     }
@@ -90,7 +87,7 @@ fn confirm(section: &Plane, reference: &Plane, pose: Affine, config: &AlignConfi
     if apart > allowed {
         return Err(format!("sweep and block votes differ by {apart:.0} px at a corner, {allowed:.0} px are allowed"));
     }
-    Ok(Pose { map, agreement })
+    Ok(map)
 }
 
 /// `reference` in a larger or shifted frame.
@@ -122,7 +119,7 @@ fn turn(section: &Plane, pose: &Affine, reference: &Plane) -> Plane {
     let (w, h) = (section.width as f64, section.height as f64);
     let mut area = reference.area;
     for (x, y) in [(0.0, 0.0), (w, 0.0), (0.0, h), (w, h)] {
-        let p = reference.from_full(pose.apply(section.to_full(Xy::new(x, y))));
+        let p = reference.place_of(pose.apply(section.to_full(Xy::new(x, y))));
         let at = Xy::new(p.x.floor() as i64 + reference.area.min.x, p.y.floor() as i64 + reference.area.min.y);
         area = area.union(&BoxXy { min: at, max: Xy::new(at.x + 1, at.y + 1) });
     }
@@ -135,7 +132,7 @@ fn turn(section: &Plane, pose: &Affine, reference: &Plane) -> Plane {
     let back = pose.inverse().unwrap_or(Affine::IDENTITY);
     for y in 0..out.height {
         for x in 0..out.width {
-            let p = section.from_full(back.apply(out.to_full(Xy::new(x as f64, y as f64))));
+            let p = section.place_of(back.apply(out.to_full(Xy::new(x as f64, y as f64))));
             if let Some(v) = sample(section, p) {
                 out.values[y * out.width + x] = v.round() as i16;
                 out.filled[y * out.width + x] = 1;

@@ -20,7 +20,7 @@ pub struct AlignConfig {
     pub sweep_step_deg: f64,
     /// Whether all angles are tried where the first sweep finds nothing. Default true: a section can be picked up turned.
     pub full_circle: bool,
-    /// Share of trusted coarse blocks that one affine map must explain. Default 0.4: chance explains a tenth.
+    /// Share of trusted coarse blocks that one affine map must explain. Default 0.5: chance explains a fifth of few.
     pub coarse_agreement: f64,
     /// Side of a matched patch. Default 192: 1.2 to 1.5 um, the smallest that holds enough membranes to average out their change
     /// from section to section.
@@ -43,10 +43,12 @@ pub struct AlignConfig {
     pub least_confidence: f64,
     /// Share of tissue with consistent matches under which a section is placed but later ones are not laid onto it. Default 0.5.
     pub reference_confidence: f64,
-    /// Sections over which the lasting low-frequency deformation of the volume is averaged. Default 16: single sections' own
-    /// deformation then counts a quarter.
+    /// Distance of the nodes of the volume's lasting deformation. Default 192: the size of a patch, the shortest pull there is.
+    pub drift_node_px: u32,
+    /// Sections over which the lasting deformation of the volume is averaged. Default 6: with `drift_relax` 0.08 it is damped well.
     pub drift_window: u32,
-    /// Part of that lasting deformation taken back per section. Default 0.03: 0.2 px a section for the 6 px of a poor first section.
+    /// Part of that lasting deformation taken back per section. Default 0.08: a pull of 0.5 px a section then bends the volume by
+    /// 6 px at most, and a first section that is bent by 6 px costs its successors 0.2 px each.
     pub drift_relax: f64,
 }
 
@@ -58,7 +60,7 @@ impl Default for AlignConfig {
             sweep_deg: 10.0,
             sweep_step_deg: 2.0,
             full_circle: true,
-            coarse_agreement: 0.4,
+            coarse_agreement: 0.5,
             patch_px: 192,
             stride_px: 64,
             search_px: 40,
@@ -69,8 +71,9 @@ impl Default for AlignConfig {
             older_weight: 0.5,
             least_confidence: 0.25,
             reference_confidence: 0.5,
-            drift_window: 16,
-            drift_relax: 0.03,
+            drift_node_px: 192,
+            drift_window: 6,
+            drift_relax: 0.08,
         }
     }
 }
@@ -97,6 +100,7 @@ impl AlignConfig {
         within("older_weight", self.older_weight, 0.0, 1.0)?;
         within("least_confidence", self.least_confidence, 0.0, 1.0)?;
         within("reference_confidence", self.reference_confidence, 0.0, 1.0)?;
+        within("drift_node_px", f64::from(self.drift_node_px), 8.0, 65536.0)?;
         within("drift_window", f64::from(self.drift_window), 1.0, 1024.0)?;
         within("drift_relax", self.drift_relax, 0.0, 0.5)
     }

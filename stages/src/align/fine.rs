@@ -7,7 +7,6 @@ use kinesin_stream::pixels::Pixels;
 use ndarray::Array2;
 
 use super::blocks::{Match, Search, match_blocks};
-use super::coarse::Pose;
 use super::config::AlignConfig;
 use super::drift::{Drift, rounded};
 use super::fit::{self, FOLDS, Pair};
@@ -47,16 +46,16 @@ pub(super) fn place(
     image: &Array2<u8>,
     origin: Xy<i64>,
     references: &[&Reference],
-    pose: &Pose,
+    pose: Affine,
     (low, high): (Xy<f64>, Xy<f64>),
     config: &AlignConfig,
 ) -> Result<Placed, String> {
-    let axes = (axis(low.x, high.x, config.node_px), axis(low.y, high.y, config.node_px));
-    let mut map = Map::Affine(pose.map);
+    let axes = axes(low, high, config.node_px);
+    let mut map = Map::Affine(pose);
     let mut stiffness = f64::INFINITY;
     let mut tied: Vec<Vec<Tied>> = vec![];
     for pass in passes(config) {
-        let (warp, at) = warped(image, origin, &map, config.reduction, None)?;
+        let (warp, at) = warped(image, origin, &map, config.reduction)?;
         let of = |r: &&Reference| tie(match_pass(&warp, at, r, &pass, config.reduction), &map);
         tied = references.iter().map(of).collect();
         let weighted = tied.iter().zip(0i32..).flat_map(|(t, age)| pairs(t, config.older_weight.powi(age)));
@@ -101,7 +100,8 @@ fn match_pass(
     (scale, search): &(u32, Search),
     reduction: u32,
 ) -> Vec<Match> {
-    let margin = (*scale / reduction) as i64 * (search.reach as i64 + 1);
+    // Patches may hang over the rim by half, and be looked for beyond.
+    let margin = i64::from(*scale / reduction) * (search.reach + search.patch / 2 + 1) as i64;
     let both = area_of(warp, at).union(&area_of(&reference.image, reference.origin));
     let area = BoxXy {
         min: Xy::new(both.min.x - margin, both.min.y - margin),
@@ -198,6 +198,11 @@ pub(super) fn relaxed(map: &Map, drift: &Drift, part: f64, (xs, ys): &Axes) -> M
     Map::Grid(Grid::from_fn(xs.clone(), ys.clone(), image).expect("axes increase and solved maps are finite"))
 }
 
+/// Nodes `spacing` apart over a section.
+pub(super) fn axes(low: Xy<f64>, high: Xy<f64>, spacing: u32) -> Axes {
+    (axis(low.x, high.x, spacing), axis(low.y, high.y, spacing))
+}
+
 /// Whole pixels `spacing` apart from `low` on, the last at or beyond `high`.
 fn axis(low: f64, high: f64, spacing: u32) -> Vec<f64> {
     let (first, length) = (low.floor(), high - low.floor());
@@ -206,15 +211,12 @@ fn axis(low: f64, high: f64, spacing: u32) -> Vec<f64> {
     (0..=cells).map(|i| first + step * f64::from(i)).collect()
 }
 
-/// A comparable image under `map`, in reduced volume pixels, and the pixel of its first column and row.
-///
-/// With `area` in exactly that frame, else in one that holds it whole.
+/// A comparable image under `map`, whole, in reduced volume pixels, and the pixel of its first column and row.
 pub(super) fn warped(
     image: &Array2<u8>,
     origin: Xy<i64>,
     map: &Map,
     reduction: u32,
-    area: Option<BoxXy>,
 ) -> Result<(Array2<u8>, Xy<i64>), String> {
     let (h, w) = image.dim();
     let placed = PlacedTile {
@@ -226,7 +228,7 @@ pub(super) fn warped(
     let pixels = Pixels::new(w, h, image.iter().copied().collect::<Vec<u8>>());
     let renderer = Renderer::new(RenderConfig { zero_is_empty: true, ..RenderConfig::default() });
     let renderer = renderer.expect("the default is allowed");
-    let area = area.unwrap_or_else(|| placed.bounds(1));
+    let area = placed.bounds(1);
     let out = renderer.render_block(area, 1, &[(placed, pixels)]);
     out.map(|image| (image, area.min)).map_err(|e| e.to_string())
 }

@@ -33,7 +33,7 @@ use std::collections::VecDeque;
 
 use kinesin_stream::geometry::{BoxXy, Xy, reduced_to_full};
 use kinesin_stream::ids::SerialIndex;
-use kinesin_stream::map::{Map, SectionToVolume};
+use kinesin_stream::map::{Affine, Map, SectionToVolume};
 use ndarray::Array2;
 use serde::{Deserialize, Serialize};
 
@@ -275,7 +275,7 @@ impl Aligner {
     /// The section that defines the frame.
     fn first(&mut self, section: &SectionView, image: &Array2<u8>) -> Alignment {
         let (low, high) = extent(section, self.config.reduction);
-        self.drift = Some(Drift::none(low, high));
+        self.drift = Some(Drift::none(fine::axes(low, high, self.config.drift_node_px)));
         let map = Map::IDENTITY;
         self.keep(section.serial, image, section.origin, &map).expect("the identity can be inverted");
         Alignment {
@@ -290,18 +290,18 @@ impl Aligner {
         let pose = self.pose(section, image)?;
         let (low, high) = extent(section, self.config.reduction);
         let fixed: Vec<&Reference> = self.references.iter().collect();
-        let placed = fine::place(image, section.origin, &fixed, &pose, (low, high), &self.config)?;
+        let placed = fine::place(image, section.origin, &fixed, pose, (low, high), &self.config)?;
         if placed.confidence < self.config.least_confidence {
             let (got, wanted) = (100.0 * placed.confidence, 100.0 * self.config.least_confidence);
             return Err(format!("matches are consistent on {got:.0} % of the common tissue, {wanted:.0} % are needed"));
         }
-        let drift = self.drift.take().unwrap_or_else(|| Drift::none(low, high));
+        let drift = self.drift.clone().ok_or("the records lack the drift of the volume")?;
         let map = fine::relaxed(&placed.map, &drift, self.config.drift_relax, &placed.axes);
         let kept = placed.confidence >= self.config.reference_confidence;
         if kept {
             self.keep(section.serial, image, section.origin, &map)?;
         }
-        self.drift = Some(if kept { drift.with(|p| map.apply(p), low, high, self.config.drift_window) } else { drift });
+        self.drift = Some(if kept { drift.with(&map, low, high, self.config.drift_window) } else { drift });
         let nearest = placed.used[0];
         let next_to = nearest.0 + 1 == section.serial.0;
         let verdict = if next_to { Verdict::Aligned } else { Verdict::Bridged { from: nearest } };
@@ -317,7 +317,7 @@ impl Aligner {
     }
 
     /// The coarse pose: first small angles against each reference, then all angles.
-    fn pose(&self, section: &SectionView, image: &Array2<u8>) -> Result<coarse::Pose, String> {
+    fn pose(&self, section: &SectionView, image: &Array2<u8>) -> Result<Affine, String> {
         let own = fine::thumbnail(image, section.origin, &self.config, None);
         let mut reasons = vec![];
         for all_angles in [false, true] {
@@ -337,7 +337,7 @@ impl Aligner {
 
     /// Makes a section the newest reference; the oldest beyond the set number goes.
     fn keep(&mut self, serial: SerialIndex, image: &Array2<u8>, origin: Xy<i64>, map: &Map) -> Result<(), String> {
-        let (image, origin) = fine::warped(image, origin, map, self.config.reduction, None)?;
+        let (image, origin) = fine::warped(image, origin, map, self.config.reduction)?;
         self.references.push_front(Reference { serial, origin, image });
         self.references.truncate(self.config.references as usize);
         Ok(())

@@ -171,8 +171,8 @@ impl Plane {
         Xy::new(reduced_to_full(p.x + self.area.min.x as f64, s), reduced_to_full(p.y + self.area.min.y as f64, s))
     }
 
-    /// Inverse of [`to_full`](Self::to_full).
-    pub(super) fn from_full(&self, p: Xy<f64>) -> Xy<f64> {
+    /// Place in the plane, counted from its first pixel, of a full-resolution place.
+    pub(super) fn place_of(&self, p: Xy<f64>) -> Xy<f64> {
         let s = f64::from(self.scale);
         Xy::new(full_to_reduced(p.x, s) - self.area.min.x as f64, full_to_reduced(p.y, s) - self.area.min.y as f64)
     }
