@@ -7,6 +7,7 @@ use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, Result, bail, ensure};
 use kinesin_stream::geometry::{VoxelSize, Xy, Zyx};
@@ -19,15 +20,7 @@ const VOXEL: VoxelSize = VoxelSize(Zyx::new(30.0, 4.5, 4.0));
 
 #[test]
 fn cloudvolume_tensorstore_zarr_python_and_napari_read_what_was_written() -> Result<()> {
-    let python = match environment() {
-        Ok(python) => python,
-        Err(e) if std::env::var("CI").is_ok_and(|v| v == "true") => return Err(e),
-        Err(e) => {
-            // Not `eprintln!`, which the test harness keeps to itself when a test passes.
-            writeln!(std::io::stderr(), "skipped, the Python clients cannot be installed: {e:#}")?;
-            return Ok(());
-        }
-    };
+    let Some(python) = environment_or_skip()? else { return Ok(()) };
     let dir = tempfile::tempdir()?;
     let expected = json!({
         "labels": write_labels(dir.path())?,
@@ -35,13 +28,49 @@ fn cloudvolume_tensorstore_zarr_python_and_napari_read_what_was_written() -> Res
         "mask": write_image(dir.path(), "mask", Reduce::Mode, 4)?,
     });
     fs::write(dir.path().join("expected.json"), serde_json::to_vec_pretty(&expected)?)?;
-    let out = Command::new(python).arg(clients().join("read_back.py")).arg(dir.path()).output()?;
-    let text = String::from_utf8_lossy(&out.stdout);
-    ensure!(out.status.success(), "{text}\n{}", String::from_utf8_lossy(&out.stderr));
+    let text = run(Command::new(python).arg(clients().join("read_back.py")).arg(dir.path()))?;
     for who in ["CloudVolume: labels", "TensorStore: labels", "zarr-python: image level 2", "napari: mask level 0"] {
         ensure!(text.contains(who), "read_back.py did not compare {who}:\n{text}");
     }
     Ok(())
+}
+
+#[test]
+fn what_zarr_python_and_cloudvolume_write_is_read() -> Result<()> {
+    let Some(python) = environment_or_skip()? else { return Ok(()) };
+    let dir = tempfile::tempdir()?;
+    run(Command::new(python).arg(clients().join("write.py")).arg(dir.path()))?;
+    let truth = Array3::from_shape_fn((5, 23, 41), |(z, y, x)| (x + 41 * (y + 23 * z)) as u64 * 7919 % 251);
+    let mut seen = 0;
+    for entry in fs::read_dir(dir.path())? {
+        let path = entry?.path();
+        let volume = volume::open(&path)?;
+        let name = path.to_string_lossy();
+        ensure!(name.ends_with(&volume.info().dtype.to_string()), "{name} was read as {}", volume.info().dtype);
+        ensure!(volume.read_labels(volume.info().bounds())? == truth, "{name} came back different");
+        if name.contains("precomputed") {
+            ensure!(volume.info().origin == Zyx::new(30, -20, 10), "{name} begins at {:?}", volume.info().origin);
+            ensure!(volume.info().voxel_size == Some(VoxelSize(Zyx::new(30.0, 4.0, 4.0))), "{name} has no voxel size");
+        }
+        seen += 1;
+    }
+    ensure!(seen == 10, "write.py wrote {seen} volumes");
+    Ok(())
+}
+
+/// The Python with the clients, `None` (said on standard error) where it cannot be had outside CI.
+fn environment_or_skip() -> Result<Option<PathBuf>> {
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _guard = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    match environment() {
+        Ok(python) => Ok(Some(python)),
+        Err(e) if std::env::var("CI").is_ok_and(|v| v == "true") => Err(e),
+        Err(e) => {
+            // Not `eprintln!`, which the test harness keeps to itself when a test passes.
+            writeln!(std::io::stderr(), "skipped, the Python clients cannot be installed: {e:#}")?;
+            Ok(None)
+        }
+    }
 }
 
 fn clients() -> PathBuf {
@@ -69,7 +98,7 @@ fn environment() -> Result<PathBuf> {
         pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--only-binary=:all:"]);
         // Byte code is made of what is imported, which is a tenth of what is installed.
         pip.arg("--no-compile");
-        run(pip.args(more).arg("-r").arg(file))
+        run(pip.args(more).arg("-r").arg(file)).map(drop)
     };
     pip(&[], &files[0])?;
     pip(&["--no-deps"], &files[1])?;
@@ -77,12 +106,14 @@ fn environment() -> Result<PathBuf> {
     Ok(python)
 }
 
-fn run(command: &mut Command) -> Result<()> {
+/// What the command prints, or why it failed.
+fn run(command: &mut Command) -> Result<String> {
     let out = command.output().with_context(|| format!("{command:?}"))?;
+    let text = String::from_utf8_lossy(&out.stdout).into_owned();
     if out.status.success() {
-        return Ok(());
+        return Ok(text);
     }
-    bail!("{command:?}: {}", String::from_utf8_lossy(&out.stderr).trim())
+    bail!("{command:?}: {text}{}", String::from_utf8_lossy(&out.stderr).trim())
 }
 
 /// Every label width, more than 2^53 and 0 among them, committed in steps of 4 sections.
