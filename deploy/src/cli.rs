@@ -192,9 +192,6 @@ pub struct Tune {
     /// Seed of the simulation.
     #[arg(long)]
     pub seed: Option<u64>,
-    /// Folder of example data; by default `KINESIN_DATA`, else `../shared/data`.
-    #[arg(long)]
-    pub data: Option<PathBuf>,
 }
 
 /// Execution providers.

@@ -7,7 +7,10 @@
 //! | [`check`] | `kinesin check`: the plan and the memory budget |
 //! | [`run`] | `kinesin run`, `send`, `receive`: the live line |
 //! | [`offline`] | `kinesin sim`, `stitch`, `align`: recorded data through the same stages |
+//! | [`part`] | part of a volume, reduced |
 //! | [`segment`] | `kinesin segment`, `mask`: a volume through the same stages |
+//! | [`instrument`] | the instrument that a site file names |
+//! | [`prepare`] | models, networks, folders, the identity of a run |
 //! | [`score`] | `kinesin score` |
 //! | [`report`], [`progress`] | what people see |
 //! | [`view`] | `kinesin view` |
@@ -18,8 +21,11 @@
 pub mod check;
 pub mod cli;
 pub mod faults;
+pub mod instrument;
 pub mod offline;
 pub mod outcome;
+pub mod part;
+pub mod prepare;
 pub mod progress;
 pub mod report;
 pub mod run;

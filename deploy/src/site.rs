@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use kinesin_backpressure::Bytes;
 use kinesin_sim::scope::SimConfig;
 use kinesin_stages::pipeline::StagesConfig;
+use kinesin_stream::link::LinkSettings;
 use serde::{Deserialize, Serialize};
 
 use crate::cli::Tune;
@@ -64,12 +65,10 @@ pub struct LinkConfig {
     pub address: String,
     /// Folder of the keys that `kinesin keys` makes. Default: `keys` in the results' folder, made when missing (by `run` only).
     pub keys: Option<PathBuf>,
-    /// mFOVs under way at once, each on its own stream. Default 4: late tiles of one do not hold up the next.
-    pub mfovs_in_flight: u32,
     /// Bytes of tiles that the scope side keeps until the head says that they are durable. Default 256 MiB.
     pub unacknowledged: Bytes,
-    /// QUIC flow-control window of one stream. Default 8 MiB: 25 Gb/s at 2.5 ms.
-    pub stream_window: Bytes,
+    /// Windows, streams and times.
+    pub settings: LinkSettings,
 }
 
 impl Default for LinkConfig {
@@ -77,9 +76,8 @@ impl Default for LinkConfig {
         Self {
             address: "127.0.0.1:0".into(),
             keys: None,
-            mfovs_in_flight: 4,
             unacknowledged: Bytes(256 << 20),
-            stream_window: Bytes(8 << 20),
+            settings: LinkSettings::default(),
         }
     }
 }
@@ -171,8 +169,8 @@ impl SiteFile {
         if self.link.address.parse::<std::net::SocketAddr>().is_err() {
             say("link.address", format!("{:?} is not an address\nuse IP:PORT such as 127.0.0.1:4433", self.link.address));
         }
-        if self.link.mfovs_in_flight == 0 {
-            say("link.mfovs_in_flight", "0 lets no tile through\nuse 1 or more, default 4".into());
+        if self.link.settings.streams == 0 {
+            say("link.settings.streams", "0 lets no tile through\nuse 1 or more, default 4".into());
         }
         let volume = &self.stages.volume;
         if !(1..=12).contains(&volume.levels) {

@@ -63,10 +63,7 @@ pub struct MaskStage {
     pub enabled: bool,
     /// A shipped model's name, a model folder or an ONNX file. Default the network for simulated tissue.
     pub model: String,
-    /// Size of a pixel of the class map, z, y, x, nm. Default 0, 0, 0: that of the model. In the plane it must be the pixel
-    /// of the scope times a power of two.
-    pub voxel_nm: Zyx<f64>,
-    /// How the network is applied.
+    /// How the network is applied. The class map has the pixels of the model, or the nearest multiple of the scope's.
     pub network: MaskConfig,
 }
 
@@ -75,7 +72,6 @@ impl Default for MaskStage {
         Self {
             enabled: true,
             model: "mask-sim-32nm".into(),
-            voxel_nm: Zyx::new(0.0, 0.0, 0.0),
             network: MaskConfig::default(),
         }
     }
@@ -89,8 +85,8 @@ pub struct SegmentStage {
     pub enabled: bool,
     /// A shipped model's name, a model folder or an ONNX file. Default the network for simulated tissue.
     pub model: String,
-    /// Voxel size at which neurons are followed, z, y, x, nm. Default 0, 0, 0: that of the model. In the plane it must be the
-    /// pixel of the scope times a power of two. Coarser is cheaper, in proportion to the number of voxels.
+    /// Voxel size at which neurons are followed, z, y, x, nm. Default 0, 0, 0: that of the model. In the plane the
+    /// nearest multiple of the scope's pixel is taken. Coarser is cheaper, in proportion to the number of voxels.
     pub voxel_nm: Zyx<f64>,
     /// How neurons are followed: blocks, rolling window, thresholds.
     pub flood: FloodConfig,

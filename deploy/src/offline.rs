@@ -1,0 +1,275 @@
+//! `kinesin sim`, `stitch`, `align`: recorded data, written and read, through the same stages as the live line.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use kinesin_acquire::dataset::{Assumed, Dataset};
+use kinesin_acquire::decode::decode;
+use kinesin_backpressure::{Budget, Sender};
+use kinesin_sim::record::record;
+use kinesin_stages::inspect::{InspectConfig, inspect};
+use kinesin_stages::pipeline::{
+    Factories, FloodMeter, Line, LineConfig, MfovDone, Moment, Nominal, Source, StageName, StagesConfig, StoreError,
+    Telemetry, TileStore,
+};
+use kinesin_stream::geometry::{BoxXy, BoxZyx, Xy, Zyx};
+use kinesin_stream::ids::{Attempt, BeamId, MfovId, RegionId, SectionId, SerialIndex, TileKey};
+use kinesin_stream::pixels::Pixels;
+use kinesin_stream::plan::{MfovPlan, PlannedTile, RunPlan, SectionPlan};
+use kinesin_stream::runner::{RunToken, Runner};
+use kinesin_stream::stage::StopError;
+use kinesin_stream::tile::Reason;
+use kinesin_stream::volume::{self, VolumeSource};
+use serde_json::json;
+
+use crate::cli::{OfflineArgs, RunArgs};
+use crate::instrument::Opened;
+use crate::outcome::{Failure, Outcome};
+use crate::progress::Progress;
+use crate::site::SiteFile;
+use crate::{prepare, report, segment};
+
+/// `kinesin sim`.
+pub fn sim(args: &RunArgs, as_json: bool) -> Result<Outcome, Failure> {
+    let site = SiteFile::load(&args.site, &args.tune)?;
+    let Some(out) = &args.out else {
+        return Err(Failure::Input("no folder for the recording; give --out DIR".into()));
+    };
+    prepare::folder(out, args.overwrite)?;
+    let _busy = Progress::start(as_json, || "recording the simulated acquisition".into());
+    let opened = Opened::open(&site)?;
+    let Some(scene) = opened.scene() else {
+        return Err(Failure::Input("the site file names no simulated scope; add [instrument.sim]".into()));
+    };
+    record(&scene, out, 1, |_| {}).map_err(Failure::input)?;
+    kinesin_stages::publish::write_json(&out.join("truth/sim.json"), scene.config()).map_err(Failure::fault)?;
+    let plan = scene.plan();
+    if as_json {
+        println!("{}", json!({"out": out, "plan": plan}));
+    } else {
+        println!("{} sections of {} beams recorded in {}, with their truth", plan.sections, plan.beams, out.display());
+    }
+    Ok(Outcome::Complete)
+}
+
+/// `kinesin stitch`.
+pub fn stitch(args: &OfflineArgs, as_json: bool) -> Result<Outcome, Failure> {
+    let recorded = Input::dataset(args)?;
+    line(args, recorded, Nominal { align: true, ..Nominal::default() }, "stitch", as_json)
+}
+
+/// `kinesin align`.
+pub fn align(args: &OfflineArgs, as_json: bool) -> Result<Outcome, Failure> {
+    let images = args.input.is_dir() && image_names(&args.input).is_some_and(|n| !n.is_empty());
+    let recorded = if images { Input::images(args)? } else { Input::dataset(args)? };
+    line(args, recorded, Nominal::default(), "align", as_json)
+}
+
+/// Recorded sections, whatever they were recorded as.
+struct Input {
+    plan: RunPlan,
+    sections: Vec<Arc<SectionPlan>>,
+    lost: BTreeMap<TileKey, Reason>,
+    store: Arc<dyn TileStore>,
+    /// Whether grey 0 is an empty rim.
+    zero_is_empty: bool,
+}
+
+struct Files(BTreeMap<TileKey, PathBuf>);
+
+impl TileStore for Files {
+    fn read(&self, key: TileKey) -> Result<Pixels, StoreError> {
+        let path = self.0.get(&key).ok_or_else(|| format!("{key} has no file"))?;
+        let bytes = std::fs::read(path).map_err(|e| format!("cannot read {}: {e}", path.display()))?;
+        Ok(decode(&bytes).map_err(|e| format!("{}: {e}", path.display()))?)
+    }
+}
+
+/// One image a section.
+struct Images(Box<dyn VolumeSource>);
+
+impl TileStore for Images {
+    fn read(&self, key: TileKey) -> Result<Pixels, StoreError> {
+        let shape = self.0.info().shape;
+        let z = i64::from(key.mfov.section.0);
+        let bounds = BoxZyx { min: Zyx::new(z, 0, 0), max: Zyx::new(z + 1, shape.y as i64, shape.x as i64) };
+        let image = self.0.read_u8(bounds)?;
+        Ok(Pixels::new(shape.x, shape.y, image.into_raw_vec_and_offset().0))
+    }
+}
+
+/// File names of the images of a folder, in order; `None` where it cannot be listed.
+fn image_names(folder: &Path) -> Option<Vec<String>> {
+    let entries = std::fs::read_dir(folder).ok()?.flatten();
+    let image = |name: &String| {
+        let lower = name.to_lowercase();
+        [".png", ".tif", ".tiff", ".jpg", ".jpeg"].iter().any(|e| lower.ends_with(e))
+    };
+    let mut names: Vec<String> = entries.filter_map(|e| e.file_name().into_string().ok()).filter(image).collect();
+    names.sort();
+    Some(names)
+}
+
+impl Input {
+    fn dataset(args: &OfflineArgs) -> Result<Self, Failure> {
+        let mut assumed = Assumed::default();
+        if let Some(nm) = args.pixel_nm {
+            assumed.pixel_size_nm = nm;
+        }
+        let data = Dataset::open_with(&args.input, assumed).map_err(Failure::input)?;
+        for remark in data.remarks() {
+            eprintln!("note: {remark}");
+        }
+        let (mut files, mut lost) = (BTreeMap::new(), BTreeMap::new());
+        for tile in data.sections().iter().flat_map(|s| s.tiles()) {
+            if let Some(reason) = data.lost(tile.key) {
+                lost.insert(tile.key, reason.clone());
+            } else if let Some(path) = data.path(tile.key) {
+                files.insert(tile.key, path.to_path_buf());
+            }
+        }
+        let (plan, sections) = (data.plan().clone(), data.sections().to_vec());
+        Ok(Self { plan, sections, lost, store: Arc::new(Files(files)), zero_is_empty: false })
+    }
+
+    fn images(args: &OfflineArgs) -> Result<Self, Failure> {
+        let names = image_names(&args.input).unwrap_or_default();
+        let source = volume::open(&args.input).map_err(Failure::input)?;
+        let shape = source.info().shape;
+        let size = Xy::new(shape.x as u32, shape.y as u32);
+        let nm = source.info().voxel_size.map(|v| v.0);
+        let section = |z: usize| {
+            let section = SectionId(z as u32);
+            let id = MfovId { section, region: RegionId(0), mfov: 0 };
+            let key = TileKey { mfov: id, beam: BeamId(0), attempt: Attempt(0) };
+            let name = names.get(z).cloned().unwrap_or_else(|| format!("{z:05}"));
+            let tile = PlannedTile { key, name: name.clone(), nominal: Xy::default(), size };
+            Arc::new(SectionPlan { section, serial: SerialIndex(z as u32), name, mfovs: vec![MfovPlan { id, tiles: vec![tile] }] })
+        };
+        let plan = RunPlan {
+            name: args.input.display().to_string(),
+            beams: 1,
+            tile_px: size,
+            pixel_size_nm: args.pixel_nm.or(nm.map(|v| v.x)).unwrap_or(Assumed::default().pixel_size_nm),
+            thickness_nm: nm.map_or(Assumed::default().thickness_nm, |v| v.z),
+            sections: shape.z as u32,
+            mfovs_per_section: 1,
+            extent: BoxXy { min: Xy::new(0, 0), max: Xy::new(shape.x as i64, shape.y as i64) },
+            peak_tiles_per_second: 0.0,
+        };
+        let sections = (0..shape.z).map(section).collect();
+        Ok(Self { plan, sections, lost: BTreeMap::new(), store: Arc::new(Images(source)), zero_is_empty: true })
+    }
+}
+
+/// Recorded sections through the line, without networks.
+fn line(args: &OfflineArgs, input: Input, nominal: Nominal, command: &str, as_json: bool) -> Result<Outcome, Failure> {
+    let mut stages = match &args.site {
+        Some(site) => SiteFile::load(site, &args.tune)?.stages,
+        None => StagesConfig::default(),
+    };
+    stages.render.zero_is_empty |= input.zero_is_empty;
+    let nine = 9 * u64::from(input.plan.tile_px.x) * u64::from(input.plan.tile_px.y);
+    stages.edges.tiles.0 = stages.edges.tiles.0.max(nine);
+    let identity = json!({"command": command, "plan": input.plan, "stages": stages});
+    let workers = args.tune.workers.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
+    let inspect_config = stages.inspect.clone();
+    let (out, plan) = (args.out.clone(), input.plan.clone());
+    let config = LineConfig { stages, plan: plan.clone(), out: out.clone(), workers, nominal, mask: None, flood: None };
+    let budget = Budget::new();
+    let line = Line::open(config, &budget).map_err(|faults| Failure::Input(faults.join("\n")))?;
+    prepare::folder(&out, args.overwrite)?;
+    segment::claim(&out, &identity)?;
+
+    let (runner, telemetry) = (Runner::new(&budget), Arc::new(Telemetry::default()));
+    let stored = line.stored();
+    let store = input.store.clone();
+    let source = Source::Recorded(store.clone());
+    line.start(&runner, source, &Factories::default(), &telemetry, &Arc::new(FloodMeter::default()))
+        .map_err(Failure::input)?;
+    let counted = telemetry.clone();
+    runner.spawn("feed", move |run| feed(&input, &inspect_config, &*store, &stored, &counted, run));
+    let progress = {
+        let telemetry = telemetry.clone();
+        Progress::start(as_json, move || {
+            format!(
+                "tiles {} · sections complete {} · images {} of {}",
+                telemetry.items(StageName::Inspect),
+                telemetry.reached(Moment::LastTile),
+                telemetry.reached(Moment::Image),
+                plan.sections
+            )
+        })
+    };
+    let ended = runner.join();
+    drop(progress);
+    ended.map_err(Failure::fault)?;
+    let losses = losses(&out, &telemetry)?;
+    let result = json!({
+        "command": command,
+        "seconds": telemetry.elapsed().as_secs_f64(),
+        "tiles_lost": losses,
+        "stages": telemetry.rows(),
+        "memory": report::memory(&budget),
+    });
+    kinesin_stages::publish::write_json(&out.join("report.json"), &result).map_err(Failure::fault)?;
+    if as_json {
+        println!("{result}");
+    } else {
+        println!("{} sections, {losses} tiles lost, results in {}", telemetry.reached(Moment::Image), out.display());
+        println!("look at it: kinesin view {}", out.display());
+    }
+    Ok(if losses == 0 { Outcome::Complete } else { Outcome::WithLosses })
+}
+
+/// Tiles that the sections' own files call lost.
+fn losses(out: &Path, telemetry: &Telemetry) -> Result<usize, Failure> {
+    let mut losses = 0;
+    for z in telemetry.sections().keys() {
+        let path = kinesin_stages::publish::SectionFiles::new(out, *z).quality();
+        let quality: Option<serde_json::Value> = kinesin_stages::publish::read_json(&path).map_err(Failure::fault)?;
+        losses += quality.and_then(|q| q["lost"].as_object().map(serde_json::Map::len)).unwrap_or(0);
+    }
+    Ok(losses)
+}
+
+/// Measures every tile and hands its mFOV on; a file that cannot be used is a loss with its reason.
+fn feed(
+    input: &Input,
+    config: &InspectConfig,
+    store: &dyn TileStore,
+    stored: &Sender<MfovDone>,
+    telemetry: &Telemetry,
+    run: &RunToken,
+) -> Result<(), StopError> {
+    for plan in &input.sections {
+        for mfov in &plan.mfovs {
+            let (mut tiles, mut lost) = (BTreeMap::new(), BTreeMap::new());
+            for tile in &mfov.tiles {
+                run.check()?;
+                if let Some(reason) = input.lost.get(&tile.key) {
+                    lost.insert(tile.key, reason.clone());
+                    continue;
+                }
+                match store.read(tile.key) {
+                    Err(error) => {
+                        lost.insert(tile.key, Reason::Unreadable(error.to_string()));
+                    }
+                    Ok(p) if (p.width(), p.height()) != (tile.size.x as usize, tile.size.y as usize) => {
+                        let (w, h) = (p.width(), p.height());
+                        let text = format!("{} has {w} x {h} px, promised {} x {}", tile.name, tile.size.x, tile.size.y);
+                        lost.insert(tile.key, Reason::WrongShape(text));
+                    }
+                    Ok(pixels) => {
+                        let n = pixels.data().len() as u64;
+                        let quality = telemetry.time(StageName::Inspect, n, || inspect(&pixels, config));
+                        tiles.insert(tile.key, quality);
+                    }
+                }
+            }
+            stored.send_blocking(MfovDone { plan: plan.clone(), mfov: mfov.id, tiles, lost })?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,80 @@
+//! The gather box of the line, and what a restart feeds it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::sync::Arc;
+
+use kinesin_backpressure::{Receiver, Sender};
+use kinesin_stream::ids::{MfovId, SectionId};
+use kinesin_stream::ledger::Ledger;
+use kinesin_stream::plan::SectionPlan;
+use kinesin_stream::runner::RunToken;
+use kinesin_stream::stage::StopError;
+
+use super::front::settled;
+use super::gather::{Gather, MfovDone};
+use super::matching::{MontageInput, PairJob};
+use crate::publish::SectionFiles;
+
+/// Counts mFOVs to sections and names pairs. Pairs of a section that an earlier run solved are not matched again.
+pub(super) fn work(
+    mut gather: Gather,
+    out: &Path,
+    (stored, pairs, matched): (Receiver<MfovDone>, Sender<PairJob>, Sender<MontageInput>),
+    run: &RunToken,
+) -> Result<(), StopError> {
+    let mut solved: BTreeSet<SectionId> = BTreeSet::new();
+    let mut seen: BTreeSet<SectionId> = BTreeSet::new();
+    while let Some(done) = stored.recv_blocking() {
+        run.working_on(done.mfov.to_string());
+        let plan = done.plan.clone();
+        let section = plan.section;
+        if seen.insert(section) && SectionFiles::new(out, plan.serial.0).solved().is_file() {
+            solved.insert(section);
+        }
+        let (ready, closed) = gather.add((*done).clone());
+        drop(done);
+        if !solved.contains(&section) {
+            for pair in ready {
+                pairs.send_blocking(PairJob { plan: plan.clone(), pair })?;
+            }
+        }
+        if let Some(closed) = closed {
+            (solved.remove(&section), seen.remove(&section));
+            matched.send_blocking(MontageInput::Closed(closed))?;
+        }
+    }
+    run.check()?;
+    let open: Vec<String> = gather.incomplete().map(|s| s.to_string()).collect();
+    if open.is_empty() {
+        return Ok(());
+    }
+    let text = format!("tiles ended before {} was complete; run the same command again to continue", open.join(", "));
+    Err(std::io::Error::other(text).into())
+}
+
+/// mFOVs that an earlier run made durable, by section.
+pub(super) fn earlier(ledger: &Ledger) -> Result<Vec<(Arc<SectionPlan>, Vec<MfovId>)>, StopError> {
+    let mut by_section: BTreeMap<SectionId, Vec<MfovId>> = BTreeMap::new();
+    for mfov in ledger.settled_mfovs()? {
+        by_section.entry(mfov.section).or_default().push(mfov);
+    }
+    let plans = ledger.section_plans()?.into_iter();
+    Ok(plans.filter_map(|p| by_section.remove(&p.section).map(|m| (Arc::new(p), m))).collect())
+}
+
+/// Feeds them in again.
+pub(super) fn recall(
+    ledger: &Ledger,
+    earlier: Vec<(Arc<SectionPlan>, Vec<MfovId>)>,
+    stored: &Sender<MfovDone>,
+    run: &RunToken,
+) -> Result<(), StopError> {
+    for (plan, mfovs) in earlier {
+        for mfov in mfovs {
+            run.check()?;
+            stored.send_blocking(settled(ledger, &plan, mfov)?)?;
+        }
+    }
+    Ok(())
+}

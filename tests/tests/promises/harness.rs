@@ -1,0 +1,150 @@
+//! A small acquisition, the program, and what it left.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// A folder that goes with the test.
+pub struct Place {
+    dir: TempDir,
+}
+
+/// What ended.
+pub struct Ended {
+    pub code: Option<i32>,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+/// Seven beams over six sections of simulated tissue, with faults: small enough for seconds, whole enough for every stage.
+pub const SITE: &str = r#"
+name = "promise"
+[instrument.sim]
+seed = 3
+[instrument.sim.tissue.procedural]
+seed = 3
+shape = [6, 360, 400]
+[instrument.sim.layout]
+beams = 7
+tile_px = { x = 176, y = 160 }
+overlap = 0.12
+mfovs = 1
+[instrument.sim.optics]
+stage_sd_px = 4.0
+lens_px = 1.0
+[instrument.sim.sections]
+rotation_deg = 1.0
+shift_px = 8.0
+deformation_sd_px = 1.0
+[instrument.sim.faults]
+duplicated = 0.1
+late = 0.1
+"#;
+
+impl Place {
+    pub fn new() -> Self {
+        Self { dir: tempfile::tempdir().expect("a temporary folder") }
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// Writes a site file.
+    pub fn site(&self, text: &str) -> PathBuf {
+        let path = self.path("site.toml");
+        std::fs::write(&path, text).expect("writable");
+        path
+    }
+
+    /// Runs the site to its end into `out`.
+    pub fn run(&self, site: &str, out: &str, more: &[&str]) -> Ended {
+        let site = self.site(site);
+        let out = self.path(out);
+        kinesin(&[&["run", text(&site), "--out", text(&out)], more].concat())
+    }
+
+    /// `report.json` of a finished run.
+    pub fn report(&self, out: &str) -> Value {
+        json(&self.path(out).join("report.json"))
+    }
+}
+
+pub fn text(path: &Path) -> &str {
+    path.to_str().expect("temporary folders have plain names")
+}
+
+fn command(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_kinesin-under-test"));
+    // Paths in the site files are relative to the workspace.
+    command.args(args).current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/..")).stdin(Stdio::null());
+    command
+}
+
+/// Runs the program to its end.
+pub fn kinesin(args: &[&str]) -> Ended {
+    let Output { status, stdout, stderr } = command(args).output().expect("the program starts");
+    let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
+    Ended { code: status.code(), stdout: text(&stdout), stderr: text(&stderr) }
+}
+
+/// Starts the program without waiting.
+pub fn start(args: &[&str]) -> Child {
+    command(args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("the program starts")
+}
+
+impl Ended {
+    /// Demands this exit status, and shows what was said otherwise.
+    #[track_caller]
+    pub fn expect(self, code: i32) -> Self {
+        assert_eq!(self.code, Some(code), "stdout:\n{}\nstderr:\n{}", self.stdout, self.stderr);
+        self
+    }
+
+    /// Demands that standard error says each of these.
+    #[track_caller]
+    pub fn says(&self, parts: &[&str]) {
+        for part in parts {
+            assert!(self.stderr.contains(part), "{part:?} is not in:\n{}", self.stderr);
+        }
+    }
+}
+
+pub fn json(path: &Path) -> Value {
+    let bytes = std::fs::read(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    serde_json::from_slice(&bytes).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+}
+
+/// Every file of the result that others read, by its path: placements, alignment, image, mask, labels, equivalences.
+pub fn result_bytes(out: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut files = BTreeMap::new();
+    collect(out, &out.join("volume"), &mut files);
+    collect(out, &out.join("sections"), &mut files);
+    collect(out, &out.join("alignment.json"), &mut files);
+    assert!(files.len() > 10, "only {} files in {}", files.len(), out.display());
+    files
+}
+
+fn collect(root: &Path, at: &Path, files: &mut BTreeMap<PathBuf, Vec<u8>>) {
+    if at.is_file() {
+        let name = at.strip_prefix(root).expect("below the root").to_path_buf();
+        files.insert(name, std::fs::read(at).expect("readable"));
+    } else if at.is_dir() {
+        for entry in std::fs::read_dir(at).expect("readable") {
+            collect(root, &entry.expect("readable").path(), files);
+        }
+    }
+}
+
+/// Demands the same files with the same bytes.
+#[track_caller]
+pub fn assert_same(a: &Path, b: &Path) {
+    let (a, b) = (result_bytes(a), result_bytes(b));
+    let names = |m: &BTreeMap<PathBuf, Vec<u8>>| m.keys().cloned().collect::<Vec<_>>();
+    assert_eq!(names(&a), names(&b), "other files");
+    let differ: Vec<_> = a.iter().filter(|(name, bytes)| b[*name] != **bytes).map(|(name, _)| name).collect();
+    assert!(differ.is_empty(), "other bytes in {differ:?}");
+}

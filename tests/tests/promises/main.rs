@@ -1,0 +1,10 @@
+//! The promises of the whole, each test named as one: the program is started as a user starts it, and what it leaves is read
+//! as a user's script reads it.
+
+mod accuracy;
+mod bad_input;
+mod conservation;
+mod determinism;
+mod harness;
+mod memory;
+mod restart;
