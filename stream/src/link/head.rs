@@ -108,8 +108,9 @@ impl Head {
                 };
                 stop.fault("link", error);
             }
-            endpoint.wait_idle().await;
             drop(tiles);
+            endpoint.close(CODE_STOPPED, b"the head is down");
+            endpoint.wait_idle().await;
         });
         Ok(Self { addr, shared, task })
     }
@@ -194,9 +195,6 @@ async fn serve(shared: &Arc<Shared>, endpoint: &Endpoint, tiles: &Sender<Flow<Ti
                     End::Done => tracing::info!(%peer, "the scope hung up; waiting for it to call again"),
                     End::Lost(why) => tracing::info!(%peer, %why, "connection to the scope lost; waiting for it to call again"),
                     End::Protocol(what) => {
-                        if let Some(c) = scope.take() {
-                            c.close(CODE_PROTOCOL, what.as_bytes());
-                        }
                         shared.note_refusal(LinkError::Protocol { peer, what }.to_string());
                     }
                     End::Refused(why) => shared.note_refusal(format!("{peer}: {why}")),
@@ -211,10 +209,15 @@ async fn serve(shared: &Arc<Shared>, endpoint: &Endpoint, tiles: &Sender<Flow<Ti
 
 /// Talks to an authenticated scope until the connection ends.
 async fn converse(shared: &Arc<Shared>, connection: &Connection, tiles: &Sender<Flow<Tile>>) -> End {
-    match greet_and_serve(shared, connection, tiles).await {
+    let end = match greet_and_serve(shared, connection, tiles).await {
         Err(end) => end,
-        Ok(()) => End::Done,
+        Ok(()) => return End::Done,
+    };
+    match &end {
+        End::Protocol(what) => connection.close(CODE_PROTOCOL, what.as_bytes()),
+        _ => connection.close(CODE_STOPPED, b"the head hangs up"),
     }
+    end
 }
 
 async fn greet_and_serve(shared: &Arc<Shared>, connection: &Connection, tiles: &Sender<Flow<Tile>>) -> Result<(), End> {

@@ -144,7 +144,7 @@ pub enum LinkError {
 enum End {
     /// The line is gone: call again.
     Lost(ConnectionError),
-    /// Over, as agreed.
+    /// The peer hung up: as agreed after the last word, otherwise call again.
     Done,
     /// The peer broke the protocol.
     Protocol(String),
@@ -253,7 +253,8 @@ impl From<ReadError> for End {
     fn from(error: ReadError) -> Self {
         match error {
             ReadError::ConnectionLost(e) => e.into(),
-            other => peer_said(format!("a stream that breaks off: {other}")),
+            ReadError::Reset(_) => Self::Done,
+            other => peer_said(format!("a stream that cannot be read: {other}")),
         }
     }
 }
@@ -262,7 +263,8 @@ impl From<ReadExactError> for End {
     fn from(error: ReadExactError) -> Self {
         match error {
             ReadExactError::ReadError(e) => e.into(),
-            ReadExactError::FinishedEarly(n) => peer_said(format!("a stream that ends within a message ({n} bytes)")),
+            // A peer that goes down drops its streams, which then look finished, before its close arrives.
+            ReadExactError::FinishedEarly(_) => Self::Done,
         }
     }
 }
@@ -271,7 +273,8 @@ impl From<WriteError> for End {
     fn from(error: WriteError) -> Self {
         match error {
             WriteError::ConnectionLost(e) => e.into(),
-            other => peer_said(format!("a stream that it does not read: {other}")),
+            WriteError::Stopped(_) => Self::Done,
+            other => peer_said(format!("a stream that cannot be written: {other}")),
         }
     }
 }

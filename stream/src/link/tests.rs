@@ -285,8 +285,10 @@ fn a_call_that_is_cut_again_and_again_loses_nothing_and_doubles_nothing() {
         drop(endpoint);
     }
     let sent = finish(&runtime, scope).expect("all durable");
-    assert!(sent.reconnects >= 5, "{sent:?}");
-    let (_, mut came, ledger) = site.join();
+    assert!(sent.reconnects >= 1, "{sent:?}");
+    let (summary, mut came, ledger) = site.join();
+    // The first call, five others, and after each of them the scope again.
+    assert!(summary.connections >= 11, "{summary:?}");
     came.sort();
     assert_eq!(came, plan.tiles().map(|t| t.key).collect::<Vec<_>>());
     assert_eq!(ledger.counts().expect("reads"), Counts { expected: 0, durable: 12 * 18, lost: 12 });
