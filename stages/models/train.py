@@ -37,8 +37,8 @@ def train_ffn_cortex(args):
         manifest = ffn_manifest("Flood-filling network for mouse cortex, ATUM-SEM at 12 x 12 x 30 nm", [30.0, 12.0, 12.0], training)
         export.write_model("ffn-cortex-12nm", net, {"image": (1, *ffn.FOV), "seed": (1, *ffn.FOV)}, manifest, args.out)
 
-    ffn.train(volumes, augment.cortex, seconds=args.seconds or 3600, seed=args.seed, batch=args.batch or 8, peak_rate=args.rate,
-              shares={"rim": 0.08, "outside": 0.04, "filled": (0.7, 0.25)}, save=save)
+    ffn.train(volumes, augment.cortex, seconds=args.seconds or 4200, seed=args.seed, batch=args.batch or 8,
+              peak_rate=args.rate or 1.5e-3, shares={"rim": 0.08, "outside": 0.04, "filled": (0.7, 0.25)}, save=save)
 
 
 def tissue_volumes(args, seeds, size, voxel, prefix, **settings):
@@ -47,20 +47,19 @@ def tissue_volumes(args, seeds, size, voxel, prefix, **settings):
 
 def train_ffn_sim(args):
     """Tissue of seeds 1..3 at 16 x 16 x 30 nm, starting from the weights of ffn-cortex-12nm."""
-    seeds = (1, 2, 3)
     volumes = []
-    for made in tissue_volumes(args, seeds, (48, 640, 640), (30, 16, 16), "ffn"):
+    for made in tissue_volumes(args, (1, 2, 3), (48, 640, 640), (30, 16, 16), "ffn"):
         volumes.append(data.Volume(data.normalise(made["image"]), made["labels"].astype("int32"), (30, 16, 16), ffn.BOX))
 
     def save(net, steps, spent):
-        training = {"data": f"simulated tissue, seeds {seeds}, 48 x 640 x 640 voxels each, with a simulated scope's faults; started "
+        training = {"data": "simulated tissue, seeds 1, 2, 3, 48 x 640 x 640 voxels each, with a simulated scope's faults; started "
                             "from ffn-cortex-12nm", "seed": args.seed, "steps": steps, "wall_seconds": round(spent, 1), "scores": args.scores}
         manifest = ffn_manifest("Flood-filling network for Kinesin's simulated tissue at 16 x 16 x 30 nm", [30.0, 16.0, 16.0], training)
         export.write_model("ffn-sim-16nm", net, {"image": (1, *ffn.FOV), "seed": (1, *ffn.FOV)}, manifest, args.out)
 
     start = args.start or export.HERE / "ffn-cortex-12nm" / "model.onnx"
-    ffn.train(volumes, augment.scope, seconds=args.seconds or 2400, seed=args.seed, batch=args.batch or 8, peak_rate=args.rate,
-              shares={"rim": 0.08, "outside": 0.04, "filled": (0.4, 0.25)}, save=save, weights=export.read_weights(start))
+    ffn.train(volumes, augment.scope, seconds=args.seconds or 2500, seed=args.seed, batch=args.batch or 8,
+              peak_rate=args.rate or 1e-3, shares={"rim": 0.08, "outside": 0.04, "filled": (0.4, 0.25)}, save=save, weights=export.read_weights(start))
 
 
 def train_mask_sim(args):
@@ -92,7 +91,7 @@ def train_mask_sim(args):
         export.write_model("mask-sim-32nm", net, {"image": (1, mask.TILE, mask.TILE)}, manifest, args.out)
 
     mask.train(mask.Sections(*sections(((11, 13, 15, 16), vessels), ((21, 22, 23), bodies))), augment.tile, seconds=args.seconds or 540, seed=args.seed,
-               batch=args.batch or 4, peak_rate=2e-3, save=save)
+               batch=args.batch or 4, peak_rate=args.rate or 2e-3, save=save)
 
 
 COMMANDS = {"ffn-cortex": train_ffn_cortex, "ffn-sim": train_ffn_sim, "mask-sim": train_mask_sim}
@@ -104,7 +103,7 @@ def main():
     parser.add_argument("--seconds", type=float, help="wall time to train (default: the model's own)")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--batch", type=int, help="examples per step")
-    parser.add_argument("--rate", type=float, default=1.5e-3, help="peak learning rate")
+    parser.add_argument("--rate", type=float, help="peak learning rate (default: the model's own)")
     parser.add_argument("--out", type=Path, help="folder to write (default: the model's folder here)")
     parser.add_argument("--start", type=Path, help="ffn-sim: the model.onnx to start from")
     parser.add_argument("--scores", default="not measured yet", help="text for the manifest's scores field")
