@@ -74,6 +74,10 @@ struct Tied {
     found: Match,
 }
 
+fn trusted(tied: &[Tied]) -> usize {
+    tied.iter().filter(|t| t.found.trusted).count()
+}
+
 /// Sizes of the passes: once at half the scale, where the section has room for it, then twice at the scale handed in.
 fn passes(config: &AlignConfig) -> Vec<(u32, Search)> {
     let s = config.reduction as usize;
@@ -85,9 +89,9 @@ fn passes(config: &AlignConfig) -> Vec<(u32, Search)> {
         least_score: config.least_score,
         least_distinctness: config.least_distinctness,
     };
-    let half = 2 * s;
     // A wider search needs a larger patch to be as sure.
-    let first = search(patch * 4 / 3 / half, stride * 4 / 3 / half, reach.div_ceil(half));
+    let wide = patch * 4 / 3 / (2 * s);
+    let first = search(wide, wide / 3, reach.div_ceil(2 * s));
     let fine = FINE_REACH.map(|reach| (config.reduction, search(patch / s, stride / s, reach)));
     [vec![(2 * config.reduction, first)], fine.to_vec()].concat()
 }
@@ -170,15 +174,14 @@ fn judge(
     let mut used = vec![];
     let mut nearest: Option<&Vec<Tied>> = None;
     for (t, r) in tied.iter().zip(references) {
-        let trusted = t.iter().filter(|t| t.found.trusted).count();
-        if trusted > 0 && trusted as f64 >= USED_SHARE * t.len() as f64 {
+        if trusted(t) > 0 && trusted(t) as f64 >= USED_SHARE * t.len() as f64 {
             used.push(r.serial);
             nearest = nearest.or(Some(t));
         }
     }
     let Some(nearest) = nearest else { return Err("too few patches are trusted on any reference".to_owned()) };
-    let trusted = nearest.iter().filter(|t| t.found.trusted);
-    let mut off: Vec<f64> = trusted.map(|t| (map.apply(t.from) - t.found.to).norm()).collect();
+    let believed = nearest.iter().filter(|t| t.found.trusted);
+    let mut off: Vec<f64> = believed.map(|t| (map.apply(t.from) - t.found.to).norm()).collect();
     off.sort_by(f64::total_cmp);
     let consistent: Vec<f64> = off.iter().copied().filter(|r| *r <= CONSISTENT_PX).collect();
     let square = consistent.iter().map(|r| r * r).sum::<f64>() / consistent.len().max(1) as f64;

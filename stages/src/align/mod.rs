@@ -18,8 +18,13 @@
 //! *Memory.* Between calls [`Aligner::held_bytes`]: one byte a reduced pixel for each reference. During a call about
 //! `45 B` a reduced pixel of the section ([`Aligner::working_bytes`]).
 //!
-//! *Cost and floor.* Matching is `patch^2 search^2 / stride^2` products a reduced pixel; see the bench `align`. Real neighbours differ:
-//! residuals do not fall under about 0.7 px in 30 nm isotropic stacks and 1.2 to 1.9 px in cut sections at 6 nm.
+//! *Cost.* Matching is `patch^2 search^2 / stride^2` products a reduced pixel and more than half of the time: about 4 Mpx of section a
+//! second of one busy core with the defaults (bench `align`).
+//!
+//! *Floor.* Neighbouring sections differ, and patches follow them by about 1 px. Measured, with 3 degrees, 40 px and a smooth field
+//! of 6 px per section: cortex cut at 30 nm (6 nm pixels) lands 1.1 px rms (p99 3.5) from where the same tissue lands undeformed, and puts 96.5 % of
+//! points on their own label where the stack as distributed has 95.2 %: that stack itself jumps by 3 to 6 px between neighbours. A
+//! block face at 10 nm lands 1.7 px rms (p99 3.0) from the truth, of a 250 px field without room for large patches.
 
 mod blocks;
 mod coarse;

@@ -16,7 +16,7 @@
 //! the block, the number of threads and the order of the tiles.
 //!
 //! *Cost.* One block holds `9 B` a pixel of output plus, at `s > 1`, the reduced part of one tile; threads split a block into
-//! strips of 64 rows. See the bench `render` for the rate; the floor is one bilinear sample a covered pixel (about 4 ns).
+//! strips of 64 rows. The floor is one bilinear sample a covered pixel: about 115 Mpx a second of one busy core (bench `render`).
 
 mod compose;
 pub mod intensity;
