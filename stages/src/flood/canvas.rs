@@ -224,10 +224,8 @@ impl Canvas {
         self.scatter(at, logits);
         let cell = self.rules.cell(at, present.start);
         present.visited.insert(cell);
-        for axis in 0..3 {
-            present.low[axis] = present.low[axis].min(at[axis]);
-            present.high[axis] = present.high[axis].max(at[axis]);
-        }
+        present.low = std::array::from_fn(|a| present.low[a].min(at[a]));
+        present.high = std::array::from_fn(|a| present.high[a].max(at[a]));
         present.steps += 1;
         self.counters.evaluations += 1;
         present.queue.extend(self.rules.moves(logits).map(|m| std::array::from_fn(|a| (at[a] as i64 + m[a]) as usize)));
@@ -274,13 +272,12 @@ impl Canvas {
         None
     }
 
-    /// The known part of an object, as if it had just been found.
+    /// The labelled sections as a flood that arrives from them would have left them: the object inside, all else outside, and
+    /// what is outside may not rise again.
     fn fill_known(&mut self, label: i32) {
         let known = self.open * self.shape[1] * self.shape[2];
         for (a, &l) in self.activation[..known].iter_mut().zip(&self.labels[..known]) {
-            if l == label {
-                *a = self.rules.init;
-            }
+            *a = if l == label { self.rules.init } else { self.rules.pad };
         }
     }
 

@@ -8,21 +8,21 @@ use ndarray::{Array3, ArrayView2, ArrayViewMut2, Axis};
 /// Length of the Sobel gradient; the derivative along each axis is divided by `spacing` (1 where isotropic).
 pub(super) fn gradient(image: &Array3<f32>, spacing: [f64; 3]) -> Array3<f32> {
     let mut total = Array3::<f32>::zeros(image.raw_dim());
-    for axis in 0..3 {
-        let mut pass = along(image, axis, &|line, out| {
+    for (axis, step) in spacing.into_iter().enumerate() {
+        let mut pass = along(image, axis, |line, out| {
             for (i, o) in out.iter_mut().enumerate() {
                 *o = (f64::from(line(i as isize + 1)) - f64::from(line(i as isize - 1))) as f32;
             }
         });
         for other in (0..3).filter(|&o| o != axis) {
-            pass = along(&pass, other, &|line, out| {
+            pass = along(&pass, other, |line, out| {
                 for (i, o) in out.iter_mut().enumerate() {
                     let i = i as isize;
                     *o = (2.0 * f64::from(line(i)) + (f64::from(line(i - 1)) + f64::from(line(i + 1)))) as f32;
                 }
             });
         }
-        let scale = (1.0 / spacing[axis]) as f32;
+        let scale = (1.0 / step) as f32;
         total.zip_mut_with(&pass, |t, &p| {
             let p = p * scale;
             *t += p * p;
@@ -32,8 +32,8 @@ pub(super) fn gradient(image: &Array3<f32>, spacing: [f64; 3]) -> Array3<f32> {
     total
 }
 
-/// Applies a filter to all lines along one axis; `line` reads with mirrored borders.
-fn along(image: &Array3<f32>, axis: usize, filter: &dyn Fn(&dyn Fn(isize) -> f32, &mut [f32])) -> Array3<f32> {
+/// Applies a filter to all lines along one axis; the filter reads its line with mirrored borders.
+fn along(image: &Array3<f32>, axis: usize, filter: impl Fn(&dyn Fn(isize) -> f32, &mut [f32])) -> Array3<f32> {
     let mut out = Array3::zeros(image.raw_dim());
     let n = image.len_of(Axis(axis));
     let (mut line, mut result) = (vec![0.0; n], vec![0.0; n]);

@@ -3,7 +3,8 @@
 //! An ONNX file is one protobuf message; of its fields only the graph's inputs, outputs and the names of its weights are read
 //! (field numbers from the published onnx.proto). So a model that does not fit is refused before anything is loaded.
 
-/// One input or output: name and the shape of one item (all axes but the first, the batch).
+/// One input or output: name and the shape of one item (all axes but the first, the batch). An axis of an output that the
+/// exporter left open is 0 here.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GraphPort {
     /// Name in the graph.
@@ -52,7 +53,7 @@ impl Graph {
     /// Reads the interface.
     ///
     /// # Errors
-    /// Where the bytes are no ONNX model, or a port is not f32 with a dynamic first axis and fixed others.
+    /// Where the bytes are no ONNX model, a port is not f32 with a dynamic first axis, or an input has other dynamic axes.
     pub fn parse(bytes: &[u8]) -> Result<Self, GraphError> {
         let mut graph = None;
         for field in Fields::new(bytes) {
@@ -69,16 +70,16 @@ impl Graph {
                 _ => {}
             }
         }
-        let read = |list: Vec<&[u8]>| -> Result<Vec<(GraphPort, Option<String>)>, GraphError> {
+        let read = |list: Vec<&[u8]>, open: bool| -> Result<Vec<(GraphPort, Option<String>)>, GraphError> {
             let mut ports = Vec::new();
             for info in list {
                 if !weights.contains(&text(info, 1)?) {
-                    ports.push(port(info)?);
+                    ports.push(port(info, open)?);
                 }
             }
             Ok(ports)
         };
-        let (inputs, outputs) = (read(inputs)?, read(outputs)?);
+        let (inputs, outputs) = (read(inputs, false)?, read(outputs, true)?);
         let batch_name = inputs.first().and_then(|(_, name)| name.clone());
         let strip = |ports: Vec<(GraphPort, Option<String>)>| ports.into_iter().map(|(p, _)| p).collect();
         Ok(Self { inputs: strip(inputs), outputs: strip(outputs), batch_name })
@@ -170,7 +171,7 @@ fn text(message: &[u8], number: u64) -> Result<String, GraphError> {
 }
 
 /// A ValueInfo: name (1), type (2) holding a tensor type (1) with element type (1) and shape (2) of dimensions (1).
-fn port(info: &[u8]) -> Result<(GraphPort, Option<String>), GraphError> {
+fn port(info: &[u8], open: bool) -> Result<(GraphPort, Option<String>), GraphError> {
     let name = text(info, 1)?;
     let wrong = |what: &str| GraphError::Port { port: name.clone(), what: what.to_owned() };
     let tensor = find(info, 2)?.map(|t| find(t, 1)).transpose()?.flatten().ok_or_else(|| wrong("not a tensor"))?;
@@ -197,7 +198,7 @@ fn port(info: &[u8]) -> Result<(GraphPort, Option<String>), GraphError> {
     if first.0.is_some() {
         return Err(wrong("first axis is fixed; export the model with a dynamic batch axis"));
     }
-    let item: Option<Vec<usize>> = rest.iter().map(|(n, _)| *n).collect();
+    let item: Option<Vec<usize>> = rest.iter().map(|(n, _)| n.or(open.then_some(0))).collect();
     let item = item.ok_or_else(|| wrong("only the first axis may be dynamic"))?;
     Ok((GraphPort { name, item }, first.1.clone()))
 }

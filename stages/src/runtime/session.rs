@@ -20,7 +20,7 @@ const SELF_TEST: &[u8] = include_bytes!("selftest.onnx");
 pub(super) struct OrtNetwork {
     session: Session,
     inputs: Vec<GraphPort>,
-    output: GraphPort,
+    output: String,
     batch: usize,
 }
 
@@ -38,7 +38,7 @@ impl OrtNetwork {
         };
         let batch = if matches!(provider, Provider::Cuda | Provider::TensorRt) { GPU_BATCH } else { 1 };
         let session = commit(env, provider, hint, onnx, graph, batch)?;
-        let output = graph.outputs.first().ok_or("the graph has no output")?.clone();
+        let output = graph.outputs.first().ok_or("the graph has no output")?.name.clone();
         Ok(Self { session, inputs: graph.inputs.clone(), output, batch })
     }
 
@@ -50,7 +50,11 @@ impl OrtNetwork {
             values.push((port.name.as_str(), TensorRef::from_array_view((shape, *data))?));
         }
         let outputs = self.session.run(values)?;
-        let (_, result) = outputs[self.output.name.as_str()].try_extract_tensor::<f32>()?;
+        let (shape, result) = outputs[self.output.as_str()].try_extract_tensor::<f32>()?;
+        // short only where the last items of a fixed batch are padding
+        if out.is_empty() || result.len() < out.len() || !out.len().is_multiple_of(result.len() / self.batch) {
+            return Err(ort::Error::new(format!("the network returned {shape:?}, {} numbers were wanted", out.len())));
+        }
         out.copy_from_slice(&result[..out.len()]);
         Ok(())
     }
@@ -62,7 +66,7 @@ const GPU_BATCH: usize = 16;
 impl Network for OrtNetwork {
     fn run(&mut self, inputs: &[&[f32]], items: usize, out: &mut [f32]) -> Result<(), NetworkError> {
         let sizes: Vec<usize> = self.inputs.iter().map(GraphPort::item_len).collect();
-        let out_len = self.output.item_len();
+        let out_len = out.len() / items.max(1);
         let fits = inputs.len() == sizes.len()
             && inputs.iter().zip(&sizes).all(|(i, s)| i.len() == s * items)
             && out.len() == out_len * items;
