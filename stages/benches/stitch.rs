@@ -1,10 +1,12 @@
 //! Accuracy and speed of match and montage on drawn sections with known truth, and on real tiles where `KINESIN_DATA` has them.
 //!
-//! `cargo bench -p kinesin-stages --bench stitch` prints a table of seam errors first (filter with `-- NAME`), then timings.
+//! `cargo bench -p kinesin-stages --bench stitch` prints a table of errors first, then timings (of all tiles' pixels).
+//! Rates of the table are per second that the thread had a core, so that other load does not count.
 
 mod synthetic;
 
-use kinesin_stages::montage::{MontageConfig, solve};
+use kinesin_stages::inspect::{InspectConfig, inspect};
+use kinesin_stages::montage::{Montage, MontageConfig, solve};
 use std::collections::BTreeMap;
 
 use kinesin_stages::pointmatch::{MatchConfig, Matcher, Verdict, pairs};
@@ -50,63 +52,73 @@ fn cpu_seconds() -> f64 {
 
 fn main() {
     real_tiles();
-    for (name, recipe) in cases() {
-        let section = section(&recipe);
-        let mut matcher = Matcher::new(MatchConfig::default());
-        let start = cpu_seconds();
-        let matches = section.matches(&mut matcher);
-        let seconds = cpu_seconds() - start;
-        let good: Vec<_> = matches.iter().filter(|m| m.verdict == Verdict::Matched).collect();
-        let errors: Vec<f64> = good.iter().flat_map(|m| section.point_errors(m)).collect();
-        println!(
-            "{name}: {} pairs, {} matched, {} points, error rms {:.3} max {:.2} px; {:.0} Mpx/s",
-            matches.len(),
-            good.len(),
-            errors.len(),
-            rms(&errors.iter().copied().filter(|e| *e < 3.0).collect::<Vec<_>>()),
-            max(&errors),
-            section.mpx() / seconds
-        );
-        let start = cpu_seconds();
-        let montage = solve(&section.plan, &section.present(), &matches, &MontageConfig::default());
-        let solved = cpu_seconds() - start;
-        let map = |key, x| montage.tile(key).expect("placed").0.apply(x);
-        let seams = section.seams(map);
-        println!(
-            "   seam rms {:.3} max {:.2}; place rms {:.3}; nominal seam {:.1}; residual {:.3}; {:?}; {:.0} ms; {} unconnected; match+solve {:.0} Mpx/s",
-            rms(&seams),
-            max(&seams),
-            rms(&section.places(map)),
-            rms(&section.seams(|key, x| nominal(&section.plan, key, x))),
-            montage.residual.rms,
-            montage.stiffness,
-            1e3 * solved,
-            montage.unconnected().count(),
-            section.mpx() / (seconds + solved)
-        );
-        for t in &montage.trials {
-            println!("      {:?} {:.4}", t.stiffness, t.held_out_px);
-        }
-        for m in &good {
-            let e = section.point_errors(m);
-            if max(&e) > 2.0 {
-                println!(
-                    "   bad {} {} conf {:.2} {} points rms {:.2} max {:.2} weights {:?}",
-                    m.p.beam,
-                    m.q.beam,
-                    m.confidence,
-                    e.len(),
-                    rms(&e),
-                    max(&e),
-                    m.points.iter().map(|p| (p.weight * 100.0) as i32).collect::<Vec<_>>()
-                );
-            }
-        }
-        for m in matches.iter().filter(|m| m.verdict != Verdict::Matched) {
-            println!("   {} {} {:?}", m.p.beam, m.q.beam, m.verdict);
-        }
-    }
+    cases().into_iter().for_each(|(name, recipe)| report(name, &recipe));
     divan::main();
+}
+
+/// Matches and places one drawn section and says how well, against its truth.
+fn report(name: &str, recipe: &Recipe) {
+    let section = section(recipe);
+    let mut matcher = Matcher::new(MatchConfig::default());
+    let start = cpu_seconds();
+    let matches = section.matches(&mut matcher);
+    let seconds = cpu_seconds() - start;
+    let good: Vec<_> = matches.iter().filter(|m| m.verdict == Verdict::Matched).collect();
+    let errors: Vec<f64> = good.iter().flat_map(|m| section.point_errors(m)).collect();
+    println!(
+        "{name}: {} pairs, {} matched, {} points, error rms {:.3} max {:.2} px; match {:.0} Mpx per CPU-s",
+        matches.len(),
+        good.len(),
+        errors.len(),
+        rms(&errors),
+        max(&errors),
+        section.mpx() / seconds
+    );
+    let start = cpu_seconds();
+    let montage = solve(&section.plan, &section.present(), &matches, &MontageConfig::default());
+    let solved = cpu_seconds() - start;
+    let map = |key, x| montage.tile(key).expect("placed").0.apply(x);
+    let seams = section.seams(map);
+    println!(
+        "   seam rms {:.3} max {:.2} px (nominal {:.1}); place rms {:.3} px; {} tiles without matches; match and solve {:.0} Mpx per CPU-s",
+        rms(&seams),
+        max(&seams),
+        rms(&section.seams(|key, x| nominal(&section.plan, key, x))),
+        rms(&section.places(map)),
+        montage.unconnected().count(),
+        section.mpx() / (seconds + solved)
+    );
+    println!("   {:?}, held out {:?}", montage.stiffness, held_out(&montage));
+}
+
+fn held_out(montage: &Montage) -> Vec<String> {
+    montage.trials.iter().map(|t| format!("{:.3}", t.held_out_px)).collect()
+}
+
+/// Seven full-size beams: pixels of all tiles a second.
+#[divan::bench(sample_count = 10)]
+fn match_seven_beams(bencher: divan::Bencher<'_, '_>) {
+    let section = section(&Recipe { rings: 1, ..Recipe::default() });
+    let mut matcher = Matcher::new(MatchConfig::default());
+    bencher
+        .counter(divan::counter::ItemsCount::new((section.mpx() * 1e6) as usize))
+        .bench_local(|| section.matches(&mut matcher));
+}
+
+#[divan::bench(sample_count = 10)]
+fn montage_of_61_beams(bencher: divan::Bencher<'_, '_>) {
+    let section = section(&Recipe { size: (256, 224), overlap: 0.12, stage_px: 5.0, ..Recipe::default() });
+    let matches = section.matches(&mut Matcher::new(MatchConfig::default()));
+    let present = section.present();
+    bencher.bench_local(|| solve(&section.plan, &present, &matches, &MontageConfig::default()));
+}
+
+#[divan::bench(sample_count = 10)]
+fn inspect_one_tile(bencher: divan::Bencher<'_, '_>) {
+    let section = section(&Recipe { rings: 0, ..Recipe::default() });
+    let tile = section.tiles.values().next().expect("one beam");
+    let config = InspectConfig::default();
+    bencher.counter(divan::counter::ItemsCount::new(tile.data().len())).bench_local(|| inspect(tile, &config));
 }
 
 /// Four real tiles: the residual at the checked correspondences that come with them, which nothing here was fitted to.
@@ -163,7 +175,7 @@ fn real_tiles() {
     }
     errors.sort_by(f64::total_cmp);
     println!(
-        "temca: {} points, residual rms {:.3} p95 {:.2} max {:.2} px; {:?}; {:.0} Mpx/s",
+        "temca: {} points, residual rms {:.3} p95 {:.2} max {:.2} px; {:?}; {:.0} Mpx per CPU-s",
         errors.len(),
         rms(&errors),
         errors[errors.len() * 95 / 100],
@@ -171,12 +183,6 @@ fn real_tiles() {
         montage.stiffness,
         images.values().map(|t| t.data().len() as f64 / 1e6).sum::<f64>() / seconds
     );
-    for m in &matches {
-        println!("   {} {} conf {:.2} {} points {:?}", m.p.beam, m.q.beam, m.confidence, m.points.len(), m.verdict);
-    }
-    for t in &montage.trials {
-        println!("      {:?} {:.4}", t.stiffness, t.held_out_px);
-    }
 }
 
 fn png_image(path: &std::path::Path) -> Pixels {

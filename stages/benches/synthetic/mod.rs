@@ -96,7 +96,7 @@ pub(crate) fn section(recipe: &Recipe) -> Section {
     let id = MfovId { section: SectionId(5), region: RegionId(0), mfov: 0 };
     let (w, h) = (f64::from(recipe.size.0), f64::from(recipe.size.1));
     let pitch = Xy::new(w * (1.0 - recipe.overlap), (w * 0.75f64.sqrt()).min(h) * (1.0 - recipe.overlap));
-    let mut random = Random(recipe.seed);
+    let mut random = Random(hash(recipe.seed as i64, 3, 0));
     let (mut tiles, mut images, mut truth) = (Vec::new(), BTreeMap::new(), BTreeMap::new());
     for (beam, (column, row)) in hexagon(recipe.rings).into_iter().enumerate() {
         let key = TileKey { mfov: id, beam: BeamId(beam as u16), attempt: Attempt(0) };
@@ -230,7 +230,7 @@ fn hexagon(rings: i32) -> Vec<(f64, f64)> {
 
 fn draw(recipe: &Recipe, map: &Truth, blank: bool, seed: u64) -> Pixels {
     let (w, h) = (recipe.size.0 as usize, recipe.size.1 as usize);
-    let mut random = Random(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15));
+    let mut random = Random(hash(seed as i64, 2, recipe.seed));
     let mut data = Vec::with_capacity(w * h);
     for y in 0..h {
         for x in 0..w {

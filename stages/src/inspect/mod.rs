@@ -286,7 +286,8 @@ mod tests {
             &config,
         );
         assert!(burnt.saturated > 0.2);
-        let half = inspect(&image(200, 200, |x, y| if y < 150 { waves(x, y, 20.0) + (x % 2) as f64 } else { 7.0 }), &config);
+        let half =
+            inspect(&image(200, 200, |x, y| if y < 150 { waves(x, y, 20.0) + (x % 2) as f64 } else { 7.0 }), &config);
         assert_eq!((half.verdict, half.blank_lines), (Verdict::Incomplete, 50));
     }
 

@@ -33,8 +33,11 @@ pub struct MatchConfig {
     pub block_px: usize,
     /// How far a block may lie off the first shift of its pair, pixels. Default 8: what lenses bend along one overlap.
     pub search_px: usize,
-    /// Least normalised score of a block, 0 to 1. Default 0.1: noise of a fast scan leaves 0.2, chance gives 0.05.
+    /// Least normalised score of a block, 0 to 1. Default 0.1: what two tiles share is then a tenth of what they show.
     pub min_score: f64,
+    /// ... and least score in units of its spread by chance, which falls with the root of the area. Default 3.5: the largest
+    /// of the 300 lags of a block reaches that by chance about once in a hundred times.
+    pub min_over_chance: f64,
     /// A block further than this off the smooth course of its pair is dropped, pixels. Default 1.5.
     pub outlier_px: f64,
     /// Share of blocks that must agree for a pair to count as matched. Default 0.4: resin often fills half an overlap.
@@ -55,6 +58,7 @@ impl Default for MatchConfig {
             block_px: 96,
             search_px: 8,
             min_score: 0.1,
+            min_over_chance: 3.5,
             outlier_px: 1.5,
             min_agreeing: 0.4,
         }

@@ -77,11 +77,10 @@ fn fit(rows: &[[f64; 6]], terms: usize, weights: &[f64], values: impl Iterator<I
     }
     // Positive definite: elimination needs no pivoting.
     for i in 0..terms {
-        for k in i + 1..terms {
-            let factor = normal[k][i] / normal[i][i];
-            for j in 0..7 {
-                normal[k][j] -= factor * normal[i][j];
-            }
+        let pivot = normal[i];
+        for row in &mut normal[i + 1..terms] {
+            let factor = row[i] / pivot[i];
+            row.iter_mut().zip(&pivot).for_each(|(r, p)| *r -= factor * p);
         }
     }
     let mut solution = [0.0; 6];

@@ -4,10 +4,11 @@ use kinesin_stream::geometry::{BoxXy, Xy, reduced_to_full};
 use kinesin_stream::pixels::Pixels;
 
 use super::config::MatchConfig;
-use super::correlate::{Correlator, Lags, fraction, score_without_stripes};
+use super::correlate::{Correlator, Lags};
 use super::course::{Sample, distances};
 use super::filter::{Plane, band_pass, reduced};
 use super::pairs::{Pair, StripRects, overlap_rects};
+use super::peak::{fraction, score_without_stripes};
 use super::{PairMatches, PointMatch, Verdict};
 
 /// Strips that are not those of the pair.
@@ -229,6 +230,13 @@ impl Matcher {
         (kept, tried)
     }
 
+    /// The score that chance may reach in a block: smoothing leaves one independent value in `4 pi sigma^2` pixels.
+    fn least_score(&self, rect: &BoxXy) -> f64 {
+        let one = 4.0 * std::f64::consts::PI * self.config.smooth_px.max(0.5).powi(2);
+        let independent = (rect.size().x * rect.size().y) as f64 / one;
+        self.config.min_over_chance / independent.max(1.0).sqrt()
+    }
+
     /// Radius of the local mean for an overlap: a window much wider than the overlap would see its two sides differently.
     fn background(&self, overlap: &BoxXy) -> f64 {
         let narrow = overlap.size().x.min(overlap.size().y) as f64;
@@ -245,7 +253,7 @@ impl Matcher {
             Lags { min: Xy::new(middle.x - reach, middle.y - reach), max: Xy::new(middle.x + reach, middle.y + reach) };
         let (f, g) = (p.part(rect), q.part(&in_q));
         let peak = self.correlator.best(&f, &g, lags, 4.0, false)?;
-        if peak.at_rim || peak.score < self.config.min_score {
+        if peak.at_rim || peak.score < self.config.min_score.max(self.least_score(rect)) {
             return None;
         }
         if score_without_stripes(&f, &g, peak.lag) < 0.4 * peak.score {
@@ -279,7 +287,7 @@ fn block_rects(common: &BoxXy, side: usize) -> Vec<BoxXy> {
         let fewest = match across * along {
             _ if along < 3 * across => 1,
             a if a >= area => 3,
-            a if a >= area / 5 => 2,
+            a if a >= area / 10 => 2,
             _ => 1,
         };
         ((along + wanted / 2) / wanted).max(fewest).max(1)
