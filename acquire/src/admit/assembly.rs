@@ -22,6 +22,7 @@ pub(super) struct Assembly {
 struct Held {
     pixels: Pixels,
     hash: ContentHash,
+    /// Contents of the others of this key.
     again: Vec<ContentHash>,
 }
 
@@ -74,12 +75,13 @@ impl Assembly {
     /// The whole mFOV in key order; what is missing is lost because `why`.
     pub(super) fn shipment(mut self, mfov: &MfovPlan, why: &str) -> Shipment {
         let mut frames = Vec::with_capacity(mfov.tiles.len());
+        for (key, held) in &self.tiles {
+            frames.extend(held.again.iter().map(|hash| Frame::Again { key: *key, same: *hash == held.hash }));
+        }
         for planned in &mfov.tiles {
             let key = planned.key;
-            if let Some(mut held) = self.tiles.remove(&key) {
+            if let Some(held) = self.tiles.remove(&key) {
                 frames.push(Frame::Tile { key, pixels: held.pixels, hash: held.hash });
-                held.again.sort_unstable();
-                frames.extend(held.again.into_iter().map(|hash| Frame::Again { key, hash }));
             } else {
                 let reason = self.lost.remove(&key).unwrap_or_else(|| Reason::NotAcquired(why.to_owned()));
                 frames.push(Frame::Lost { key, reason });

@@ -98,8 +98,11 @@ struct Site {
     ledger: Ledger,
     head: Head,
     open: Arc<AtomicBool>,
-    waiting: Arc<Mutex<Vec<(MfovId, Vec<(TileKey, Outcome)>)>>>,
+    waiting: Arc<Mutex<Vec<Whole>>>,
 }
+
+/// An mFOV of which all is there.
+struct Whole(MfovId, Vec<(TileKey, Outcome)>);
 
 impl Site {
     fn new() -> Self {
@@ -132,7 +135,7 @@ impl Site {
                 outcomes.push((key, outcome));
                 if outcomes.len() == 7 {
                     let outcomes = partial.remove(&key.mfov).expect("whole");
-                    shelf.lock().expect("no panic").push((key.mfov, outcomes));
+                    shelf.lock().expect("no panic").push(Whole(key.mfov, outcomes));
                     if gate.load(Ordering::SeqCst) {
                         settle(&shelf, &book, &receipts);
                     }
@@ -177,8 +180,8 @@ impl Site {
     }
 }
 
-fn settle(waiting: &Mutex<Vec<(MfovId, Vec<(TileKey, Outcome)>)>>, ledger: &Ledger, receipts: &Receipts) {
-    for (mfov, outcomes) in std::mem::take(&mut *waiting.lock().expect("no panic")) {
+fn settle(waiting: &Mutex<Vec<Whole>>, ledger: &Ledger, receipts: &Receipts) {
+    for Whole(mfov, outcomes) in std::mem::take(&mut *waiting.lock().expect("no panic")) {
         ledger.settle(mfov, &outcomes, &[]).expect("expected");
         receipts.durable(mfov);
     }

@@ -15,9 +15,10 @@
 mod error;
 mod row;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kinesin_backpressure::Bytes;
 use redb::{Database, ReadTransaction, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
@@ -48,7 +49,13 @@ const VERSION: &[u8] = b"1";
 pub struct Ledger {
     store: Arc<Database>,
     path: PathBuf,
+    /// Of mFOVs that are not settled yet.
+    repeated: Arc<Mutex<Repeated>>,
 }
+
+/// Tiles that came again, by mFOV.
+#[derive(Default)]
+struct Repeated(BTreeMap<MfovId, Vec<(TileKey, Duplicates)>>);
 
 /// Identity of a run: of its plan and of every setting that changes what comes out.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -70,7 +77,7 @@ impl Ledger {
             Err(redb::DatabaseError::DatabaseAlreadyOpen) => return Err(LedgerError::InUse { path }),
             Err(other) => return Err(LedgerError::Store { path, source: Box::new(other.into()) }),
         };
-        let ledger = Self { store: Arc::new(store), path };
+        let ledger = Self { store: Arc::new(store), path, repeated: Arc::default() };
         ledger.claim(digest)?;
         Ok(ledger)
     }
@@ -80,7 +87,7 @@ impl Ledger {
         let path = dir.join(Self::FILE);
         let store = Database::builder().set_cache_size(Self::CACHE.0 as usize).open(&path);
         match store {
-            Ok(store) => Ok(Self { store: Arc::new(store), path }),
+            Ok(store) => Ok(Self { store: Arc::new(store), path, repeated: Arc::default() }),
             Err(redb::DatabaseError::DatabaseAlreadyOpen) => Err(LedgerError::InUse { path }),
             Err(other) => Err(LedgerError::Store { path, source: Box::new(other.into()) }),
         }
@@ -128,6 +135,7 @@ impl Ledger {
         outcomes: &[(TileKey, Outcome)],
         duplicates: &[(TileKey, Duplicates)],
     ) -> Result<(), LedgerError> {
+        let repeated = self.repeated().0.remove(&mfov).unwrap_or_default();
         self.write(|t| {
             let mut tiles = t.open_table(TILES).map_err(self.store())?;
             let mut gained = Counts::default();
@@ -146,8 +154,15 @@ impl Ledger {
             let mut open = t.open_table(OPEN).map_err(self.store())?;
             let left = open.get(&mfov_bytes(mfov)).map_err(self.store())?.map_or(0, |v| v.value());
             open.insert(&mfov_bytes(mfov), left - settled as u32).map_err(self.store())?;
+            self.add_duplicates(t, &repeated)?;
             self.add_duplicates(t, duplicates)
         })
+    }
+
+    /// Notes tiles of an mFOV that came again on their way here. [`Self::settle`] enters them together with the mFOV, so
+    /// that one that is sent once more, or after a crash, is counted once. A later note on the same mFOV replaces the first.
+    pub fn note_repeated(&self, mfov: MfovId, duplicates: Vec<(TileKey, Duplicates)>) {
+        self.repeated().0.insert(mfov, duplicates);
     }
 
     /// Counts a tile that came again after its mFOV was settled.
@@ -310,6 +325,10 @@ impl Ledger {
         let result = change(&transaction)?;
         transaction.commit().map_err(self.store())?;
         Ok(result)
+    }
+
+    fn repeated(&self) -> MutexGuard<'_, Repeated> {
+        self.repeated.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn read(&self) -> Result<ReadTransaction, LedgerError> {

@@ -113,3 +113,22 @@ fn a_promise_cannot_change_and_an_outcome_is_entered_once() {
     assert!(error.to_string().contains("durable"), "{error}");
     assert_eq!(ledger.counts().expect("reads"), before);
 }
+
+#[test]
+fn repeated_tiles_are_counted_once_however_often_their_mfov_is_sent() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let promise = plan(0, 1, 3);
+    let key = promise.mfovs[0].tiles[1].key;
+    let twice = vec![(key, Duplicates { same: 1, other: 0 })];
+    let ledger = Ledger::open(dir.path(), DIGEST).expect("new");
+    ledger.expect_section(&promise).expect("new");
+    ledger.note_repeated(promise.mfovs[0].id, twice.clone());
+    // A crash before the mFOV is settled: nothing was entered, and the mFOV is sent again.
+    drop(ledger);
+    let ledger = Ledger::open(dir.path(), DIGEST).expect("the same run");
+    assert!(ledger.duplicates().expect("reads").is_empty());
+    ledger.note_repeated(promise.mfovs[0].id, twice.clone());
+    ledger.note_repeated(promise.mfovs[0].id, twice.clone());
+    settle_all(&ledger, &promise.mfovs[0]);
+    assert_eq!(ledger.duplicates().expect("reads"), twice);
+}

@@ -29,8 +29,6 @@ struct State {
     settled: BTreeSet<MfovId>,
     /// Tiles that already went into the edge, of mFOVs that are not settled yet.
     passed: BTreeMap<MfovId, BTreeSet<TileKey>>,
-    /// mFOVs whose repeated tiles are counted already, of those not settled yet.
-    counted: BTreeSet<MfovId>,
     /// Tiles that came again and wait for their mFOV to be settled, to be compared with what was kept.
     late: BTreeMap<MfovId, Vec<(TileKey, ContentHash)>>,
 }
@@ -61,7 +59,6 @@ impl Desk {
         let mut state = lock(&self.state);
         state.settled.insert(mfov);
         state.passed.remove(&mfov);
-        state.counted.remove(&mfov);
         state.durable.insert(mfov);
         drop(state);
         self.changed.notify_one();
@@ -112,12 +109,6 @@ impl Desk {
 
     pub(super) fn is_settled(&self, mfov: MfovId) -> bool {
         lock(&self.state).settled.contains(&mfov)
-    }
-
-    /// A whole mFOV was read; whether its repeated tiles are to be counted now.
-    pub(super) fn count_once(&self, mfov: MfovId) -> bool {
-        let mut state = lock(&self.state);
-        !state.settled.contains(&mfov) && state.counted.insert(mfov)
     }
 
     /// A tile came again after its mFOV was sent. Whether it can be compared now; otherwise it is kept for later.

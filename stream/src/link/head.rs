@@ -227,13 +227,13 @@ async fn greet_and_serve(shared: &Arc<Shared>, connection: &Connection, tiles: &
         Ok::<_, End>((send, recv, hello))
     };
     let hello = timeout(Duration::from_secs(3), hello).await;
-    let (mut send, mut recv, hello) = hello.map_err(|_| peer_said("no hello within 3 s"))??;
+    let (mut send, mut recv, hello) = hello.map_err(|_elapsed| peer_said("no hello within 3 s"))??;
     let ToHead::Hello { protocol, digest } = hello else { return Err(peer_said("something else than a hello")) };
     if let Some(why) = shared.objection(protocol, digest) {
         write_message(&mut send, &ToScope::Refused { why: why.clone() }).await?;
         // Whether it reads the refusal or hangs up: either way this call is over.
-        let _ = send.finish();
-        let _ = timeout(Duration::from_secs(3), connection.closed()).await;
+        send.finish().ok();
+        timeout(Duration::from_secs(3), connection.closed()).await.ok();
         return Err(End::Refused(why));
     }
     let (epoch, durable) = shared.desk.connect();
@@ -248,7 +248,7 @@ async fn greet_and_serve(shared: &Arc<Shared>, connection: &Connection, tiles: &
     let first = tasks.join_next().await;
     first.unwrap_or(Ok(Err(End::Done))).unwrap_or_else(|e| Err(peer_said(format!("a message that failed: {e}"))))?;
     // The last word is said; the scope hangs up once it has read it.
-    let _ = timeout(Duration::from_secs(3), connection.closed()).await;
+    timeout(Duration::from_secs(3), connection.closed()).await.ok();
     connection.close(CODE_DONE, b"done");
     Ok(())
 }
@@ -292,7 +292,7 @@ async fn speak(shared: &Arc<Shared>, epoch: u64, send: &mut quinn::SendStream) -
         write_message(send, &message).await?;
         if matches!(message, ToScope::Ended) {
             // A stream that is already closed says the same.
-            let _ = send.finish();
+            send.finish().ok();
             return Ok(());
         }
     }

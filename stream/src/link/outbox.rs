@@ -216,7 +216,7 @@ impl Outbox {
 
     pub(super) async fn wait_over(&self) {
         // The sender lives in self: waiting cannot fail.
-        let _ = self.over.subscribe().wait_for(|over| *over).await;
+        self.over.subscribe().wait_for(|over| *over).await.ok();
     }
 
     pub(super) fn take_failure(&self) -> Option<LinkError> {

@@ -1,6 +1,6 @@
 //! Reads mFOV streams: lease, then read.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use kinesin_backpressure::{Bytes, Cost, Sender};
@@ -10,8 +10,8 @@ use tokio::task::JoinSet;
 use super::shared::{Shared, lock};
 use super::wire::{FrameHead, Kind, ToScope, read_frame, read_opening};
 use super::{CODE_DAMAGED, End, peer_said};
-use crate::ids::{MfovId, TileKey};
-use crate::ledger::{ContentHash, Duplicates};
+use crate::ids::TileKey;
+use crate::ledger::Duplicates;
 use crate::pixels::Pixels;
 use crate::plan::SectionPlan;
 use crate::stage::Flow;
@@ -49,9 +49,7 @@ async fn read_mfov(shared: &Shared, mut stream: RecvStream, tiles: &Sender<Flow<
     let promised: BTreeSet<TileKey> =
         plan.mfovs.iter().filter(|m| m.id == mfov).flat_map(|m| &m.tiles).map(|t| t.key).collect();
     let mut seen = BTreeSet::new();
-    // Content of each tile of this stream: what a tile that came again is compared with.
-    let mut repeated: Vec<(TileKey, ContentHash)> = Vec::new();
-    let mut content = std::collections::BTreeMap::new();
+    let mut repeated = BTreeMap::new();
     loop {
         let frame = read_frame(&mut stream).await?;
         if frame.kind == Kind::End {
@@ -60,9 +58,16 @@ async fn read_mfov(shared: &Shared, mut stream: RecvStream, tiles: &Sender<Flow<
         if !promised.contains(&frame.key) {
             return Err(peer_said(format!("{} in the stream of {mfov}, whose plan does not hold it", frame.key)));
         }
-        if frame.kind == Kind::Again {
-            repeated.push((frame.key, frame.hash));
+        if matches!(frame.kind, Kind::Again | Kind::Other) {
+            if !seen.is_empty() {
+                return Err(peer_said(format!("a repeated {} after the first tile of {mfov}", frame.key)));
+            }
+            repeated.entry(frame.key).or_insert_with(Duplicates::default).count(frame.kind == Kind::Again);
             continue;
+        }
+        if seen.is_empty() && !shared.desk.is_settled(mfov) {
+            // Before any of its tiles goes on: the mFOV cannot be settled without them.
+            shared.ledger.note_repeated(mfov, std::mem::take(&mut repeated).into_iter().collect());
         }
         let body = match frame.kind {
             Kind::Tile => tile(shared, &mut stream, tiles, &plan, &frame).await,
@@ -70,38 +75,18 @@ async fn read_mfov(shared: &Shared, mut stream: RecvStream, tiles: &Sender<Flow<
         };
         if matches!(body, Err(End::Damaged(_))) {
             // Nothing more of it is wanted; it comes again whole. Stopping a stream that has ended is no fault.
-            let _ = stream.stop(CODE_DAMAGED);
+            stream.stop(CODE_DAMAGED).ok();
         }
         body?;
         seen.insert(frame.key);
-        content.insert(frame.key, frame.hash);
     }
     if seen.len() < promised.len() {
         return Err(peer_said(format!("a stream of {mfov} without {} of its tiles", promised.len() - seen.len())));
     }
-    count_repeated(shared, mfov, &repeated, &content).await?;
     if shared.desk.is_settled(mfov) {
         shared.desk.say(ToScope::Durable(mfov));
     }
     Ok(())
-}
-
-async fn count_repeated(
-    shared: &Shared,
-    mfov: MfovId,
-    repeated: &[(TileKey, ContentHash)],
-    content: &std::collections::BTreeMap<TileKey, ContentHash>,
-) -> Result<(), End> {
-    if repeated.is_empty() || !shared.desk.count_once(mfov) {
-        return Ok(());
-    }
-    let count = |(key, hash): &(TileKey, ContentHash)| {
-        let mut count = Duplicates::default();
-        count.count(content.get(key) == Some(hash));
-        (*key, count)
-    };
-    let counts: Vec<_> = repeated.iter().map(count).collect();
-    shared.with_ledger(move |ledger| ledger.count_duplicates(&counts)).await
 }
 
 async fn tile(

@@ -17,7 +17,7 @@ use crate::tile::Reason;
 pub struct Shipment {
     /// Which.
     pub mfov: MfovId,
-    /// In key order; at most one tile or loss a key.
+    /// First what came again, then at most one tile or loss a key, in key order.
     pub frames: Vec<Frame>,
     /// The memory that its pixels hold.
     pub credits: Vec<Credit>,
@@ -46,8 +46,8 @@ pub enum Frame {
     Again {
         /// Who it is.
         key: TileKey,
-        /// BLAKE3 of what came again.
-        hash: ContentHash,
+        /// Whether with the same content.
+        same: bool,
     },
 }
 
@@ -57,7 +57,7 @@ pub(super) async fn send_mfov(connection: &Connection, shipment: &Shipment) -> R
     match write_mfov(&mut stream, shipment).await {
         Ok(()) => {
             // Fails only where the head has stopped the stream; it then asks for it again.
-            let _ = stream.finish();
+            stream.finish().ok();
             Ok(())
         }
         Err(WriteError::Stopped(_)) => Ok(()),
@@ -91,8 +91,9 @@ fn encode(frame: &Frame) -> (FrameHead, Body) {
             let body = json.len() as u32;
             (FrameHead { kind: Kind::Lost, key: *key, width: 0, height: 0, body, hash }, json.into())
         }
-        Frame::Again { key, hash } => {
-            let head = FrameHead { kind: Kind::Again, key: *key, width: 0, height: 0, body: 0, hash: *hash };
+        Frame::Again { key, same } => {
+            let kind = if *same { Kind::Again } else { Kind::Other };
+            let head = FrameHead { kind, key: *key, width: 0, height: 0, body: 0, hash: ContentHash([0; 32]) };
             (head, Body::new())
         }
     }

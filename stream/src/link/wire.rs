@@ -5,8 +5,8 @@
 //! mFOV stream (one way, one each):   "KMFV" | mfov id | frame … frame | end frame
 //! frame, 64 bytes, then its body:    0 kind | 2..16 tile key | 16..20 width | 20..24 height | 24..28 body bytes | 32..64 BLAKE3
 //! ```
-//! Integers of frames are little-endian, ids as in the ledger. The hash is that of the body; for [`Kind::Again`], which has
-//! none, it is that of the tile that came again.
+//! Integers of frames are little-endian, ids as in the ledger. The hash is that of the body. Frames without a body, of tiles
+//! that came again, go before all others: they are noted before the mFOV can be whole.
 
 use std::sync::Arc;
 
@@ -67,8 +67,10 @@ pub(super) enum Kind {
     Tile = 1,
     /// A loss; the body is its reason as JSON.
     Lost = 2,
-    /// The tile came again before the mFOV was sent; no body.
+    /// The tile came again with the same content; no body.
     Again = 3,
+    /// The tile came again with other content, which was not kept; no body.
+    Other = 4,
 }
 
 /// Head of a frame.
@@ -105,6 +107,7 @@ impl FrameHead {
             1 => Kind::Tile,
             2 => Kind::Lost,
             3 => Kind::Again,
+            4 => Kind::Other,
             other => return Err(format!("frame of unknown kind {other}")),
         };
         let number = |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
@@ -123,7 +126,7 @@ impl FrameHead {
             let (w, h, n) = (head.width, head.height, head.body);
             return Err(format!("frame of {} says {w} x {h} px and {n} bytes", head.key));
         }
-        if matches!(kind, Kind::End | Kind::Again) && head.body != 0 {
+        if matches!(kind, Kind::End | Kind::Again | Kind::Other) && head.body != 0 {
             return Err(format!("frame of kind {kind:?} with a body of {} bytes", head.body));
         }
         Ok(head)
