@@ -18,8 +18,7 @@ pub fn check(args: &CheckArgs, as_json: bool) -> Result<Outcome, Failure> {
     let budget = Budget::new();
     let line = prepare::line(&site, &plan, std::path::Path::new("."), &[])?;
     let line = Line::open(line, &budget).map_err(|faults| {
-        let problems: Vec<Problem> =
-            faults.into_iter().map(|text| Problem { place: "stages".into(), text }).collect();
+        let problems: Vec<Problem> = faults.into_iter().map(|text| Problem { place: "stages".into(), text }).collect();
         Failure::Input(told(&args.site, &problems))
     })?;
     enter_link(&site, &budget);
@@ -36,7 +35,16 @@ pub fn check(args: &CheckArgs, as_json: bool) -> Result<Outcome, Failure> {
         println!("{report:#}");
         return Ok(Outcome::Complete);
     }
-    println!("{}: {} sections of up to {} mFOVs of {} beams, tiles {} x {} px of {} nm", plan.name, plan.sections, plan.mfovs_per_section, plan.beams, plan.tile_px.x, plan.tile_px.y, plan.pixel_size_nm);
+    println!(
+        "{}: {} sections of up to {} mFOVs of {} beams, tiles {} x {} px of {} nm",
+        plan.name,
+        plan.sections,
+        plan.mfovs_per_section,
+        plan.beams,
+        plan.tile_px.x,
+        plan.tile_px.y,
+        plan.pixel_size_nm
+    );
     println!("image volume {} x {} x {} voxels (z, y, x), {} levels", shape.z, shape.y, shape.x, layout.image.levels);
     if let Some((shape, size)) = layout.labels() {
         let nm = size.0;

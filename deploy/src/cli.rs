@@ -7,7 +7,11 @@ use kinesin_stream::geometry::{BoxZyx, Zyx};
 
 /// In-situ streaming pipeline for connectomics: from the microscope's tiles to labelled neurons while it is still imaging.
 #[derive(Debug, Parser)]
-#[command(name = "kinesin", version, after_help = "exit status: 0 complete, 1 complete with losses, 2 bad input or configuration, 3 stopped by a fault")]
+#[command(
+    name = "kinesin",
+    version,
+    after_help = "exit status: 0 complete, 1 complete with losses, 2 bad input or configuration, 3 stopped by a fault"
+)]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]

@@ -145,7 +145,12 @@ impl Input {
             let key = TileKey { mfov: id, beam: BeamId(0), attempt: Attempt(0) };
             let name = names.get(z).cloned().unwrap_or_else(|| format!("{z:05}"));
             let tile = PlannedTile { key, name: name.clone(), nominal: Xy::default(), size };
-            Arc::new(SectionPlan { section, serial: SerialIndex(z as u32), name, mfovs: vec![MfovPlan { id, tiles: vec![tile] }] })
+            Arc::new(SectionPlan {
+                section,
+                serial: SerialIndex(z as u32),
+                name,
+                mfovs: vec![MfovPlan { id, tiles: vec![tile] }],
+            })
         };
         let plan = RunPlan {
             name: args.input.display().to_string(),
@@ -258,7 +263,8 @@ fn feed(
                     }
                     Ok(p) if (p.width(), p.height()) != (tile.size.x as usize, tile.size.y as usize) => {
                         let (w, h) = (p.width(), p.height());
-                        let text = format!("{} has {w} x {h} px, promised {} x {}", tile.name, tile.size.x, tile.size.y);
+                        let text =
+                            format!("{} has {w} x {h} px, promised {} x {}", tile.name, tile.size.x, tile.size.y);
                         lost.insert(tile.key, Reason::WrongShape(text));
                     }
                     Ok(pixels) => {

@@ -20,7 +20,14 @@ impl Part {
         let bounds = bounds.unwrap_or(all);
         if !all.contains(&bounds) {
             let s = all.max;
-            return Err(format!("--box {:?} leaves the volume {}, which is 0,0,0,{},{},{}", bounds, whole.info().path.display(), s.z, s.y, s.x));
+            return Err(format!(
+                "--box {:?} leaves the volume {}, which is 0,0,0,{},{},{}",
+                bounds,
+                whole.info().path.display(),
+                s.z,
+                s.y,
+                s.x
+            ));
         }
         let shape = bounds.shape();
         let shape = Zyx::new(shape.z, shape.y / reduce.max(1), shape.x / reduce.max(1));
@@ -37,7 +44,8 @@ impl Part {
 
     fn source(&self, part: BoxZyx) -> BoxZyx {
         let n = self.reduce as i64;
-        let at = |p: Zyx<i64>| Zyx::new(self.bounds.min.z + p.z, self.bounds.min.y + n * p.y, self.bounds.min.x + n * p.x);
+        let at =
+            |p: Zyx<i64>| Zyx::new(self.bounds.min.z + p.z, self.bounds.min.y + n * p.y, self.bounds.min.x + n * p.x);
         BoxZyx { min: at(part.min), max: at(part.max) }
     }
 }
@@ -56,7 +64,7 @@ impl VolumeSource for Part {
         Ok(Array3::from_shape_fn((shape.z, shape.y, shape.x), |(z, y, x)| {
             let block = full.slice(ndarray::s![z, n * y..n * (y + 1), n * x..n * (x + 1)]);
             let (sum, count) = block.iter().filter(|v| **v > 0).fold((0, 0), |(s, c), &v| (s + u32::from(v), c + 1));
-            if count == 0 { 0 } else { ((sum + count / 2) / count) as u8 }
+            (sum + count / 2).checked_div(count).unwrap_or(0) as u8
         }))
     }
 

@@ -96,13 +96,22 @@ pub fn digest(line: &LineConfig, chosen: Option<&ChosenProvider>) -> PlanDigest 
 
 /// Files and folders that a run makes in its folder: what `--overwrite` removes, and nothing else.
 const MADE: [&str; 10] = [
-    "report.json", "alignment.json", "commits.jsonl", Ledger::FILE, "archive", "sections", "volume", "truth", "run.json",
+    "report.json",
+    "alignment.json",
+    "commits.jsonl",
+    Ledger::FILE,
+    "archive",
+    "sections",
+    "volume",
+    "truth",
+    "run.json",
     "site.json",
 ];
 
 /// Makes the folder of the results ready: an interrupted run is continued, a finished one refused.
 pub fn folder(out: &Path, overwrite: bool) -> Result<(), Failure> {
-    let failed = |path: PathBuf| move |e: std::io::Error| Failure::Fault(format!("cannot prepare {}: {e}", path.display()));
+    let failed =
+        |path: PathBuf| move |e: std::io::Error| Failure::Fault(format!("cannot prepare {}: {e}", path.display()));
     if overwrite {
         for name in MADE {
             let path = out.join(name);

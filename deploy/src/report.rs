@@ -164,16 +164,27 @@ impl Report {
             t.push(format!("network    {stage}: {model}"));
         }
         t.push(String::new());
-        t.push(format!("{:<10} {:>8} {:>12} {:>12} {:>18}", "stage", "items", "Mpx or Mvx", "busy s", "Mpx/s per core"));
+        t.push(format!(
+            "{:<10} {:>8} {:>12} {:>12} {:>18}",
+            "stage", "items", "Mpx or Mvx", "busy s", "Mpx/s per core"
+        ));
         for row in self.stages.iter().filter(|r| r.items > 0) {
             let mark = if row.stage.name() == self.limiting_stage { "  <- limits" } else { "" };
             t.push(format!(
                 "{:<10} {:>8} {:>12.1} {:>12.1} {:>18.2}{mark}",
-                row.stage.name(), row.items, row.megapixels, row.busy_seconds, row.megapixels_per_second_per_core
+                row.stage.name(),
+                row.items,
+                row.megapixels,
+                row.busy_seconds,
+                row.megapixels_per_second_per_core
             ));
         }
         if !self.segmentation.is_empty() {
-            let parts: Vec<String> = self.segmentation.iter().map(|(k, v)| format!("{k} {v:.4}").trim_end_matches(".0000").to_owned()).collect();
+            let parts: Vec<String> = self
+                .segmentation
+                .iter()
+                .map(|(k, v)| format!("{k} {v:.4}").trim_end_matches(".0000").to_owned())
+                .collect();
             t.push(String::new());
             t.push(format!("segmentation   {}", parts.join(", ")));
         }

@@ -33,7 +33,10 @@ pub fn keys(args: &KeysArgs, as_json: bool) -> Result<Outcome, Failure> {
     if as_json {
         println!("{}", serde_json::json!({"keys": args.dir}));
     } else {
-        println!("keys of both sides in {}; copy the folder to the other machine, and keep it private", args.dir.display());
+        println!(
+            "keys of both sides in {}; copy the folder to the other machine, and keep it private",
+            args.dir.display()
+        );
     }
     Ok(Outcome::Complete)
 }
@@ -108,7 +111,10 @@ pub fn send(args: &SideArgs, as_json: bool) -> Result<Outcome, Failure> {
     if as_json {
         println!("{}", serde_json::to_string(&sent).map_err(Failure::fault)?);
     } else {
-        println!("{} tiles durable at the head, {} lost, scope held {:.1} s", sent.link.tiles, sent.link.losses, sent.hold_seconds);
+        println!(
+            "{} tiles durable at the head, {} lost, scope held {:.1} s",
+            sent.link.tiles, sent.link.losses, sent.hold_seconds
+        );
     }
     Ok(if sent.link.losses == 0 { Outcome::Complete } else { Outcome::WithLosses })
 }
@@ -120,7 +126,12 @@ fn tokio() -> Result<Tokio, Failure> {
 /// Trust and addresses are the user's to mend; the rest is a fault.
 fn is_input(error: &admit::AdmitError) -> bool {
     use admit::AdmitError as E;
-    matches!(error, E::Link(LinkError::Keys { .. } | LinkError::NotTrusted { .. } | LinkError::Refused { .. } | LinkError::Bind { .. }))
+    matches!(
+        error,
+        E::Link(
+            LinkError::Keys { .. } | LinkError::NotTrusted { .. } | LinkError::Refused { .. } | LinkError::Bind { .. }
+        )
+    )
 }
 
 /// Keys where the site file says, or in the results' folder, made when missing.
@@ -190,7 +201,12 @@ struct HeadSide {
 }
 
 impl HeadSide {
-    fn open(site: &SiteFile, args: &RunArgs, out: &Path, plan: &kinesin_stream::plan::RunPlan) -> Result<Self, Failure> {
+    fn open(
+        site: &SiteFile,
+        args: &RunArgs,
+        out: &Path,
+        plan: &kinesin_stream::plan::RunPlan,
+    ) -> Result<Self, Failure> {
         let config = prepare::line(site, plan, out, &args.nominal)?;
         let budget = Budget::new();
         let line = Line::open(config.clone(), &budget).map_err(|faults| Failure::Input(faults.join("\n")))?;
@@ -311,7 +327,12 @@ impl HeadSide {
         ended
     }
 
-    fn report(&self, scene: Option<&Arc<Scene>>, sent: Option<&AdmitSummary>, as_json: bool) -> Result<Outcome, Failure> {
+    fn report(
+        &self,
+        scene: Option<&Arc<Scene>>,
+        sent: Option<&AdmitSummary>,
+        as_json: bool,
+    ) -> Result<Outcome, Failure> {
         let counts = self.ledger.counts().map_err(Failure::fault)?;
         let status = if counts.lost == 0 { "complete" } else { "complete with losses" };
         let seconds = self.telemetry.elapsed().as_secs_f64();
@@ -323,7 +344,8 @@ impl HeadSide {
             None => None,
         };
         let stages = self.telemetry.rows();
-        let workers = |name: &str| self.runner.reports().iter().find(|r| r.name == name).map_or(1, |r| r.workers.max(1));
+        let workers =
+            |name: &str| self.runner.reports().iter().find(|r| r.name == name).map_or(1, |r| r.workers.max(1));
         let load = |row: &kinesin_stages::pipeline::StageRow| row.busy_seconds / workers(row.stage.name()) as f64;
         let limiting = stages.iter().max_by(|a, b| load(a).total_cmp(&load(b))).map_or("", |r| r.stage.name());
         let report = Report {
@@ -378,11 +400,13 @@ impl HeadSide {
     }
 
     fn models(&self) -> BTreeMap<String, String> {
-        let how = self.chosen.as_ref().map_or(String::new(), |c| {
-            format!("{:?} {:?}, ONNX Runtime {}", c.provider, c.precision, c.version)
-        });
+        let how = self
+            .chosen
+            .as_ref()
+            .map_or(String::new(), |c| format!("{:?} {:?}, ONNX Runtime {}", c.provider, c.precision, c.version));
         let models = [("mask", &self.config.mask), ("flood", &self.config.flood)];
-        let named = models.into_iter().filter_map(|(k, m)| Some((k.into(), format!("{} on {how}", m.as_ref()?.name()))));
+        let named =
+            models.into_iter().filter_map(|(k, m)| Some((k.into(), format!("{} on {how}", m.as_ref()?.name()))));
         named.collect()
     }
 

@@ -39,7 +39,8 @@ pub fn score(args: &ScoreArgs, as_json: bool) -> Result<Outcome, Failure> {
     let sim = [args.truth.join("sim.json"), args.truth.join("truth/sim.json")].into_iter().find(|p| p.is_file());
     let scores = match sim {
         Some(path) => {
-            let config: SimConfig = read_json(&path).map_err(Failure::input)?.ok_or_else(|| Failure::Input("the truth vanished".into()))?;
+            let config: SimConfig =
+                read_json(&path).map_err(Failure::input)?.ok_or_else(|| Failure::Input("the truth vanished".into()))?;
             of_run(&args.result, &Scene::open(config).map_err(Failure::input)?)?
         }
         None => json!({"labels": labels_json(&of_labels(args)?), "conventions": CONVENTIONS}),
@@ -115,7 +116,10 @@ fn labels_of_run(out: &Path, scene: &Arc<Scene>, found: &Found) -> Result<Option
 }
 
 /// The labels of a run with their table of merges.
-fn open_labels(out: &Path) -> Result<Option<(Box<dyn VolumeSource>, UnionFind)>, Failure> {
+type Labels = (Box<dyn VolumeSource>, UnionFind);
+
+/// Those of a folder; `None` where it has none.
+fn open_labels(out: &Path) -> Result<Option<Labels>, Failure> {
     let path = out.join("volume/labels");
     if !path.is_dir() {
         return Ok(None);
@@ -132,7 +136,8 @@ fn of_labels(args: &ScoreArgs) -> Result<LabelScores, Failure> {
         Some(found) => found,
         None => (volume::open(&args.result).map_err(Failure::input)?, UnionFind::default()),
     };
-    let truth = Part::new(volume::open(&args.truth).map_err(Failure::input)?, args.part, args.reduce).map_err(Failure::Input)?;
+    let truth = Part::new(volume::open(&args.truth).map_err(Failure::input)?, args.part, args.reduce)
+        .map_err(Failure::Input)?;
     let wanted = truth.info().shape;
     // A result of the same box is taken as it is, one of the whole volume is cut.
     let part = if result.info().shape == wanted { None } else { args.part };
@@ -172,7 +177,10 @@ fn placement_json(s: &PlacementScore) -> Value {
 }
 
 fn alignment_json(s: &AlignmentScore) -> Value {
-    with(spread(&s.residual), json!({"volume_rigid": spread(&s.rigid), "volume_affine": spread(&s.affine), "sections": s.sections}))
+    with(
+        spread(&s.residual),
+        json!({"volume_rigid": spread(&s.rigid), "volume_affine": spread(&s.affine), "sections": s.sections}),
+    )
 }
 
 fn labels_json(s: &LabelScores) -> Value {
@@ -195,7 +203,13 @@ pub fn table(scores: &Value) -> String {
     let mut row = |name: &str, s: &Value| {
         if s.is_object() {
             let n = |key: &str| s[key].as_f64().unwrap_or(f64::NAN);
-            t.push(format!("{name:<28} {:>9.3} {:>9.3} {:>9.3} {:>9.3}", n("rms_px"), n("p95_px"), n("p99_px"), n("max_px")));
+            t.push(format!(
+                "{name:<28} {:>9.3} {:>9.3} {:>9.3} {:>9.3}",
+                n("rms_px"),
+                n("p95_px"),
+                n("p99_px"),
+                n("max_px")
+            ));
         }
     };
     for (which, word) in [("solved", ""), ("nominal", ", nominal")] {
@@ -215,7 +229,9 @@ pub fn table(scores: &Value) -> String {
         let all = &labels["all"];
         t.push(format!(
             "         with unsegmented as one label: VOI split {:.3} + merge {:.3} bits, adapted Rand error {:.4}",
-            n(all, "voi_split"), n(all, "voi_merge"), n(all, "adapted_rand_error")
+            n(all, "voi_split"),
+            n(all, "voi_merge"),
+            n(all, "adapted_rand_error")
         ));
     }
     t.join("\n")

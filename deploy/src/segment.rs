@@ -47,7 +47,10 @@ pub fn segment(args: &SegmentArgs, as_json: bool) -> Result<Outcome, Failure> {
             let (evaluations, seconds) = (meter.evaluations.load(Relaxed), telemetry.elapsed().as_secs_f64());
             format!(
                 "{} objects · {evaluations} evaluations ({:.0}/s) · labels of {} of {} sections",
-                meter.objects.load(Relaxed), evaluations as f64 / seconds, telemetry.reached(Moment::Labels), shape.z
+                meter.objects.load(Relaxed),
+                evaluations as f64 / seconds,
+                telemetry.reached(Moment::Labels),
+                shape.z
             )
         })
     };
@@ -166,7 +169,13 @@ fn mask_of(path: &Path, image: &dyn VolumeSource) -> Result<Exclusion, Failure> 
     if there.z != wanted.z || !fits {
         return Err(Failure::Input(format!(
             "the mask {} has {} x {} x {} voxels, the volume {} x {} x {}; give a mask of the same sections and the same field",
-            path.display(), there.z, there.y, there.x, wanted.z, wanted.y, wanted.x
+            path.display(),
+            there.z,
+            there.y,
+            there.x,
+            wanted.z,
+            wanted.y,
+            wanted.x
         )));
     }
     Ok(Exclusion { classes: mask, scale, excluded: vec![false] })

@@ -25,7 +25,7 @@ use crate::outcome::Failure;
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct SiteFile {
-    /// Name of the site or acquisition.
+    /// Name of the acquisition.
     pub name: String,
     /// Folder of the results, relative to the working folder. No default: `--out` or this is needed.
     pub out: Option<PathBuf>,
@@ -106,11 +106,17 @@ impl SiteFile {
     /// Reads a site file and applies what the command line overrides; tells all mistakes at once.
     pub fn load(path: &Path, tune: &Tune) -> Result<Self, Failure> {
         let text = std::fs::read_to_string(path).map_err(|e| {
-            Failure::Input(format!("cannot read the site file {}: {e}; give a TOML file such as deploy/sites/demo.toml", path.display()))
+            Failure::Input(format!(
+                "cannot read the site file {}: {e}; give a TOML file such as deploy/sites/demo.toml",
+                path.display()
+            ))
         })?;
         let (site, mut problems) = faults::read::<Self>(&text);
         if let Some(mut site) = site {
             site.apply(tune);
+            if let Some(sim) = site.instrument.sim.as_mut().filter(|_| !site.name.is_empty()) {
+                sim.name.clone_from(&site.name);
+            }
             problems.extend(site.problems());
             if problems.is_empty() {
                 return Ok(site);
@@ -153,24 +159,38 @@ impl SiteFile {
         let mut say = |place: &str, text: String| problems.push(Problem { place: place.into(), text });
         match (&self.instrument.sim, &self.instrument.recorded) {
             (None, None) => say("instrument", "missing\nadd [instrument.sim] or [instrument.recorded]".into()),
-            (Some(_), Some(_)) => say("instrument", "two instruments\nkeep one of [instrument.sim], [instrument.recorded]".into()),
+            (Some(_), Some(_)) => {
+                say("instrument", "two instruments\nkeep one of [instrument.sim], [instrument.recorded]".into())
+            }
             _ => {}
         }
         let one_of = |value: &str, known: &[&str]| known.contains(&value);
         if !one_of(&self.compute.provider, &["auto", "cpu", "openvino", "cuda", "tensorrt"]) {
-            say("compute.provider", format!("{:?} is not a provider\nuse auto, cpu, openvino, cuda or tensorrt", self.compute.provider));
+            say(
+                "compute.provider",
+                format!("{:?} is not a provider\nuse auto, cpu, openvino, cuda or tensorrt", self.compute.provider),
+            );
         }
         if !one_of(&self.compute.precision, &["auto", "f32", "bf16"]) {
-            say("compute.precision", format!("{:?} is not an arithmetic\nuse auto, f32 or bf16", self.compute.precision));
+            say(
+                "compute.precision",
+                format!("{:?} is not an arithmetic\nuse auto, f32 or bf16", self.compute.precision),
+            );
         }
         if self.compute.batch == 0 {
             say("compute.batch", "0 requests at once is no work\nuse 1 or more".into());
         }
         if self.link.address.parse::<std::net::SocketAddr>().is_err() {
-            say("link.address", format!("{:?} is not an address\nuse IP:PORT such as 127.0.0.1:4433", self.link.address));
+            say(
+                "link.address",
+                format!("{:?} is not an address\nuse IP:PORT such as 127.0.0.1:4433", self.link.address),
+            );
         }
         if self.link.settings.streams == 0 {
             say("link.settings.streams", "0 lets no tile through\nuse 1 or more, default 4".into());
+        }
+        if let Some(sim) = &self.instrument.sim {
+            sim.faults().into_iter().for_each(|text| say("instrument.sim", text));
         }
         let volume = &self.stages.volume;
         if !(1..=12).contains(&volume.levels) {

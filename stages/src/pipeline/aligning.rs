@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use kinesin_backpressure::{Receiver, Sender};
-use kinesin_stream::geometry::{BoxXy, Xy};
+use kinesin_stream::geometry::Xy;
 use kinesin_stream::ids::SerialIndex;
 use kinesin_stream::map::{Affine, Grid, Map, SectionToVolume};
 use kinesin_stream::runner::RunToken;
@@ -89,7 +89,8 @@ impl AlignBox {
                     None => {
                         if aligner.is_none() {
                             let records: Vec<Alignment> = done.iter().map(|d| d.record.clone()).collect();
-                            aligner = Some(Aligner::resume(self.config.clone(), &records, &std::mem::take(&mut views))?);
+                            aligner =
+                                Some(Aligner::resume(self.config.clone(), &records, &std::mem::take(&mut views))?);
                         }
                         let record = match &mut aligner {
                             Some(aligner) if !self.nominal => self.place(aligner, &section)?,
@@ -109,7 +110,10 @@ impl AlignBox {
         write_json(&self.out.join("alignment.json"), &all)?;
         if next < self.sections {
             let waits = waiting.len();
-            let text = format!("section z = {next} of {} never came; {waits} later ones wait for it. give every serial index once", self.sections);
+            let text = format!(
+                "section z = {next} of {} never came; {waits} later ones wait for it. give every serial index once",
+                self.sections
+            );
             return Err(std::io::Error::other(text).into());
         }
         Ok(())
@@ -144,7 +148,7 @@ impl AlignBox {
     fn view(&mut self, section: &Montaged) -> Result<SectionView, StopError> {
         let placed = section.placed(|tile, _| tile.0.clone());
         let reduction = self.config.reduction;
-        let extent = self.renderer.extent(reduction, &placed).unwrap_or(BoxXy::default());
+        let extent = self.renderer.extent(reduction, &placed).unwrap_or_default();
         let mut image = ndarray::Array2::zeros((extent.size().y, extent.size().x));
         let mut top = 0;
         self.tiles.draw(&self.renderer, &placed, (extent, reduction), BAND_PX, |rows| -> Result<(), StopError> {

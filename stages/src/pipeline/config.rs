@@ -69,11 +69,7 @@ pub struct MaskStage {
 
 impl Default for MaskStage {
     fn default() -> Self {
-        Self {
-            enabled: true,
-            model: "mask-sim-32nm".into(),
-            network: MaskConfig::default(),
-        }
+        Self { enabled: true, model: "mask-sim-32nm".into(), network: MaskConfig::default() }
     }
 }
 

@@ -101,7 +101,8 @@ pub(super) fn settled(ledger: &Ledger, plan: &Arc<SectionPlan>, mfov: MfovId) ->
     for (key, row) in ledger.section(mfov.section)?.into_iter().filter(|(key, _)| key.mfov == mfov) {
         match row.state {
             State::Durable => {
-                let quality = row.quality.ok_or_else(|| std::io::Error::other(format!("{key} is durable without quality")))?;
+                let quality =
+                    row.quality.ok_or_else(|| std::io::Error::other(format!("{key} is durable without quality")))?;
                 tiles.insert(key, serde_json::from_value(quality)?);
             }
             State::Lost => {

@@ -40,7 +40,8 @@ pub(super) fn work(
             }
         }
         if let Some(closed) = closed {
-            (solved.remove(&section), seen.remove(&section));
+            solved.remove(&section);
+            seen.remove(&section);
             matched.send_blocking(MontageInput::Closed(closed))?;
         }
     }
@@ -53,8 +54,11 @@ pub(super) fn work(
     Err(std::io::Error::other(text).into())
 }
 
-/// mFOVs that an earlier run made durable, by section.
-pub(super) fn earlier(ledger: &Ledger) -> Result<Vec<(Arc<SectionPlan>, Vec<MfovId>)>, StopError> {
+/// A section with those of its mFOVs that an earlier run made durable.
+type Earlier = (Arc<SectionPlan>, Vec<MfovId>);
+
+/// What an earlier run made durable, by section.
+pub(super) fn earlier(ledger: &Ledger) -> Result<Vec<Earlier>, StopError> {
     let mut by_section: BTreeMap<SectionId, Vec<MfovId>> = BTreeMap::new();
     for mfov in ledger.settled_mfovs()? {
         by_section.entry(mfov.section).or_default().push(mfov);
@@ -66,7 +70,7 @@ pub(super) fn earlier(ledger: &Ledger) -> Result<Vec<(Arc<SectionPlan>, Vec<Mfov
 /// Feeds them in again.
 pub(super) fn recall(
     ledger: &Ledger,
-    earlier: Vec<(Arc<SectionPlan>, Vec<MfovId>)>,
+    earlier: Vec<Earlier>,
     stored: &Sender<MfovDone>,
     run: &RunToken,
 ) -> Result<(), StopError> {

@@ -73,21 +73,24 @@ impl Layout {
         let (stages, plan) = (&config.stages, &config.plan);
         let mut faults = Vec::new();
         let mut keep = |r: Result<usize, String>| r.map_err(|e| faults.push(e)).ok();
-        let size = |wanted: Zyx<f64>, model: &Model| if wanted.y > 0.0 { VoxelSize(wanted) } else { model.voxel_size() };
+        let size =
+            |wanted: Zyx<f64>, model: &Model| if wanted.y > 0.0 { VoxelSize(wanted) } else { model.voxel_size() };
         let pixel = plan.pixel_size_nm;
-        let mask_reduction = config
-            .mask
-            .as_ref()
-            .and_then(|m| keep(reduction("stages.mask", pixel, m.voxel_size())));
+        let mask_reduction = config.mask.as_ref().and_then(|m| keep(reduction("stages.mask", pixel, m.voxel_size())));
         let label_reduction = config
             .flood
             .as_ref()
             .and_then(|m| keep(reduction("stages.segment", pixel, size(stages.segment.voxel_nm, m))));
-        for (key, model, kind) in
-            [("stages.mask.model", &config.mask, ModelKind::Mask), ("stages.segment.model", &config.flood, ModelKind::Ffn)]
-        {
+        for (key, model, kind) in [
+            ("stages.mask.model", &config.mask, ModelKind::Mask),
+            ("stages.segment.model", &config.flood, ModelKind::Ffn),
+        ] {
             if let Some(model) = model.as_ref().filter(|m| m.manifest().kind != kind) {
-                faults.push(format!("{key}: {} is a model of kind {:?}, wanted {kind:?}", model.name(), model.manifest().kind));
+                faults.push(format!(
+                    "{key}: {} is a model of kind {:?}, wanted {kind:?}",
+                    model.name(),
+                    model.manifest().kind
+                ));
             }
         }
         let flood = match (&config.flood, label_reduction) {
@@ -101,7 +104,10 @@ impl Layout {
         let tile = u64::from(plan.tile_px.x) * u64::from(plan.tile_px.y);
         if stages.edges.tiles.0 < 9 * tile {
             let wanted = Bytes(9 * tile);
-            faults.push(format!("stages.edges.tiles = {}: a block needs up to nine tiles at once; raise it to at least {wanted}", stages.edges.tiles));
+            faults.push(format!(
+                "stages.edges.tiles = {}: a block needs up to nine tiles at once; raise it to at least {wanted}",
+                stages.edges.tiles
+            ));
         }
         if !faults.is_empty() {
             return Err(faults);
@@ -163,7 +169,12 @@ impl Layout {
             (Some(model), Some(r)) => (model, r),
             _ => return Err(std::io::Error::other("the mask stage has no model").into()),
         };
-        let masker = Masker::new(&self.config.stages.mask.network, model, self.config.plan.pixel_size_nm * r as f64, factory()?)?;
+        let masker = Masker::new(
+            &self.config.stages.mask.network,
+            model,
+            self.config.plan.pixel_size_nm * r as f64,
+            factory()?,
+        )?;
         let image = Reduced::open(&self.config.out.join("volume/image"), r)?;
         let (commits, telemetry) = (commits.clone(), telemetry.clone());
         Ok(MaskBox { masker, image, mask: self.mask_writer(r)?, commits, telemetry })
@@ -203,8 +214,7 @@ impl Layout {
             return Err(std::io::Error::other("the flood stage has no model").into());
         };
         let workers = self.workers();
-        let flood =
-            RollingFlood::new(&self.config.stages.segment.flood, model, voxel_size, shape, workers, factory)?;
+        let flood = RollingFlood::new(&self.config.stages.segment.flood, model, voxel_size, shape, workers, factory)?;
         let first = plan.span(0, usize::MAX);
         let second = plan.span(first.commit, usize::MAX);
         let thickness = chunk_thickness(first.commit - first.open, second.commit - second.open);

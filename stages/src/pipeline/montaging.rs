@@ -40,7 +40,10 @@ impl Cost for Montaged {
 
 impl Montaged {
     /// Tiles as the renderer takes them, through `map` of each.
-    pub(super) fn placed(&self, map: impl Fn(&TileToSection, kinesin_stream::geometry::Xy<u32>) -> Map) -> Vec<PlacedTile> {
+    pub(super) fn placed(
+        &self,
+        map: impl Fn(&TileToSection, kinesin_stream::geometry::Xy<u32>) -> Map,
+    ) -> Vec<PlacedTile> {
         let tiles = self.montage.tiles.iter().filter_map(|t| {
             let size = self.plan.tile(t.key)?.size;
             let tone = self.tones.get(&t.key).copied().unwrap_or(Tone::IDENTITY);

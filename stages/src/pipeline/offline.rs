@@ -10,8 +10,8 @@ use kinesin_stream::stage::StopError;
 use kinesin_stream::volume::{ImageSpec, ImageWriter, LabelSpec, LabelWriter, Reduce, VolumeSource};
 
 use super::commits::Commits;
-use super::rendering::Rendered;
 use super::layout::mask_bytes;
+use super::rendering::Rendered;
 use super::segmenting::{Exclusion, FloodBox, FloodMeter, MaskBox, Reduced, chunk_thickness};
 use super::telemetry::Telemetry;
 use crate::flood::{FloodConfig, FloodRules, RollingFlood};
@@ -79,11 +79,7 @@ pub fn flood_volume(
 ///
 /// # Errors
 /// As [`flood_volume`].
-pub fn mask_volume(
-    job: VolumeJob,
-    config: &MaskConfig,
-    (runner, budget): (&Runner, &Budget),
-) -> Result<(), StopError> {
+pub fn mask_volume(job: VolumeJob, config: &MaskConfig, (runner, budget): (&Runner, &Budget)) -> Result<(), StopError> {
     let shape = job.image.info().shape;
     let plane = Xy::new(shape.x, shape.y);
     budget.fixed("mask working", Bytes(mask_bytes(plane, Some(&job.model))));
@@ -91,7 +87,11 @@ pub fn mask_volume(
     let n = masker.factor();
     let spec = ImageSpec {
         shape: Zyx::new(shape.z, shape.y.div_ceil(n), shape.x.div_ceil(n)),
-        voxel_size: VoxelSize(Zyx::new(job.voxel_size.0.z, job.voxel_size.0.y * n as f64, job.voxel_size.0.x * n as f64)),
+        voxel_size: VoxelSize(Zyx::new(
+            job.voxel_size.0.z,
+            job.voxel_size.0.y * n as f64,
+            job.voxel_size.0.x * n as f64,
+        )),
         levels: 1,
         chunk: Xy::new(512, 512),
         reduce: Reduce::Mode,

@@ -41,7 +41,7 @@ pub fn crop(pixels: &Pixels, part: BoxXy) -> Pixels {
 }
 
 /// Tiles of one section that are needed again soon, oldest first.
-pub struct TileCache {
+pub(super) struct TileCache {
     store: Arc<dyn TileStore>,
     pool: Pool,
     kept: Vec<(TileKey, Pixels, Credit)>,
@@ -59,7 +59,9 @@ pub enum SectionError {
         source: StoreError,
     },
     /// The tiles of one block do not fit.
-    #[error("{tiles} tiles of one block do not fit into stages.edges.tiles = {capacity}; raise it to at least {wanted}")]
+    #[error(
+        "{tiles} tiles of one block do not fit into stages.edges.tiles = {capacity}; raise it to at least {wanted}"
+    )]
     Room {
         /// Tiles needed at once.
         tiles: usize,
@@ -75,7 +77,7 @@ pub enum SectionError {
 
 impl TileCache {
     /// An empty cache that holds no more than `pool`.
-    pub fn new(store: Arc<dyn TileStore>, pool: Pool) -> Self {
+    pub(super) fn new(store: Arc<dyn TileStore>, pool: Pool) -> Self {
         Self { store, pool, kept: Vec::new() }
     }
 
@@ -101,20 +103,20 @@ impl TileCache {
                 let (tiles, capacity) = (wanted.len(), self.pool.capacity());
                 return Err(SectionError::Room { tiles, capacity, wanted: Bytes(bytes.0 * tiles as u64) });
             };
-            self.kept.remove(old);
+            drop(self.kept.remove(old));
         };
         self.kept.push((key, pixels.clone(), credit));
         Ok(pixels)
     }
 
     /// Gives all bytes back.
-    pub fn clear(&mut self) {
+    pub(super) fn clear(&mut self) {
         self.kept.clear();
     }
 
     /// Draws `target` (pixels reduced `reduction` times) in bands of `band` rows, each cut into blocks of the same width,
     /// and hands the bands over from top to bottom.
-    pub fn draw<E: From<SectionError>>(
+    pub(super) fn draw<E: From<SectionError>>(
         &mut self,
         renderer: &Renderer,
         placed: &[PlacedTile],

@@ -5,7 +5,9 @@ use crate::harness::{Place, SITE, kinesin, text};
 #[test]
 fn a_site_file_with_several_mistakes_is_told_all_of_them_at_once() {
     let place = Place::new();
-    let site = SITE.replace("beams = 7", "beems = 7").replace("seed = 3\n[instrument.sim.tissue", "seed = \"three\"\n[instrument.sim.tissue");
+    let site = SITE
+        .replace("beams = 7", "beems = 7")
+        .replace("seed = 3\n[instrument.sim.tissue", "seed = \"three\"\n[instrument.sim.tissue");
     let site = format!("{site}\n[compute]\nprovider = \"abacus\"\n");
     let path = place.site(&site);
     let ended = kinesin(&["check", text(&path)]).expect(2);
@@ -45,5 +47,7 @@ fn wrong_keys_on_the_link_let_nothing_through() {
     receive.wait().expect("reaped");
     assert!(matches!(ended.code, Some(2 | 3)), "{}", ended.stderr);
     ended.says(&["certificate"]);
-    assert!(!out.join("archive").exists() || std::fs::read_dir(out.join("archive")).expect("a folder").next().is_none());
+    assert!(
+        !out.join("archive").exists() || std::fs::read_dir(out.join("archive")).expect("a folder").next().is_none()
+    );
 }

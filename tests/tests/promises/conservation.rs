@@ -10,14 +10,15 @@ fn every_promised_tile_is_durable_or_lost_with_a_reason_and_the_sums_agree() {
     place.run(&site, "out", &[]).expect(1);
     let tiles = &place.report("out")["tiles"];
     let n = |key: &str| tiles[key].as_u64().expect("a count");
-    assert_eq!(n("promised"), 6 * 7);
+    assert_eq!(n("promised"), 20 * 7);
     assert_eq!(n("promised"), n("durable") + n("lost"));
     assert!(n("lost") >= 7, "a section is missing");
     assert!(n("duplicates") > 0, "a fifth came twice");
-    let reasons: u64 = tiles["lost_by_reason"].as_object().expect("by reason").values().filter_map(|v| v.as_u64()).sum();
+    let reasons: u64 =
+        tiles["lost_by_reason"].as_object().expect("by reason").values().filter_map(|v| v.as_u64()).sum();
     assert_eq!(reasons, n("lost"));
     let (mut there, mut lost) = (0, 0);
-    for z in 0..6 {
+    for z in 0..20 {
         let quality = json(&place.path("out").join(format!("sections/{z}/quality.json")));
         there += quality["tiles"].as_object().expect("by name").len() as u64;
         lost += quality["lost"].as_object().expect("by name").len() as u64;

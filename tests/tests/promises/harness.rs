@@ -19,14 +19,14 @@ pub struct Ended {
     pub stderr: String,
 }
 
-/// Seven beams over six sections of simulated tissue, with faults: small enough for seconds, whole enough for every stage.
+/// Seven beams over twenty sections of simulated tissue, with faults: small enough for seconds, whole enough for every stage.
 pub const SITE: &str = r#"
 name = "promise"
 [instrument.sim]
 seed = 3
 [instrument.sim.tissue.procedural]
 seed = 3
-shape = [6, 360, 400]
+shape = [20, 360, 400]
 [instrument.sim.layout]
 beams = 7
 tile_px = { x = 176, y = 160 }
