@@ -6,17 +6,18 @@ use kinesin_stream::link::Role;
 use kinesin_stream::plan::RunPlan;
 use serde_json::json;
 
-use crate::cli::{CheckArgs, Tune};
+use crate::cli::CheckArgs;
 use crate::outcome::{Failure, Outcome};
 use crate::site::{SiteFile, told};
 use crate::{faults::Problem, instrument, prepare};
 
 /// See the module.
 pub fn check(args: &CheckArgs, as_json: bool) -> Result<Outcome, Failure> {
-    let site = SiteFile::load(&args.site, &Tune::default())?;
+    let site = SiteFile::load(&args.site, &args.tune)?;
     let plan = instrument::plan(&site)?;
     let budget = Budget::new();
-    let line = prepare::line(&site, &plan, std::path::Path::new("."), &[])?;
+    let line = prepare::line(&site, &plan, std::path::Path::new("."), &args.nominal)?;
+    prepare::room(&site, &plan)?;
     let line = Line::open(line, &budget).map_err(|faults| {
         let problems: Vec<Problem> = faults.into_iter().map(|text| Problem { place: "stages".into(), text }).collect();
         Failure::Input(told(&args.site, &problems))

@@ -55,6 +55,12 @@ pub enum Command {
 pub struct CheckArgs {
     /// The site file.
     pub site: PathBuf,
+    /// Overrides of the site file.
+    #[command(flatten)]
+    pub tune: Tune,
+    /// As `kinesin run` would be given it.
+    #[arg(long, value_enum)]
+    pub nominal: Vec<Nominal>,
 }
 
 /// A site file and where its results go.

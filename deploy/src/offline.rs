@@ -36,12 +36,18 @@ pub fn sim(args: &RunArgs, as_json: bool) -> Result<Outcome, Failure> {
     let Some(out) = &args.out else {
         return Err(Failure::Input("no folder for the recording; give --out DIR".into()));
     };
-    prepare::folder(out, args.overwrite)?;
+    if !args.overwrite && out.join("truth/sim.json").is_file() {
+        let out = out.display();
+        return Err(Failure::Input(format!(
+            "{out} holds a finished recording; give --overwrite to replace it or another --out"
+        )));
+    }
     let _busy = Progress::start(as_json, || "recording the simulated acquisition".into());
     let opened = Opened::open(&site)?;
     let Some(scene) = opened.scene() else {
         return Err(Failure::Input("the site file names no simulated scope; add [instrument.sim]".into()));
     };
+    prepare::folder(out, args.overwrite)?;
     record(&scene, out, 1, |_| {}).map_err(Failure::input)?;
     kinesin_stages::publish::write_json(&out.join("truth/sim.json"), scene.config()).map_err(Failure::fault)?;
     let plan = scene.plan();
@@ -175,15 +181,17 @@ fn line(args: &OfflineArgs, input: Input, nominal: Nominal, command: &str, as_js
         None => StagesConfig::default(),
     };
     stages.render.zero_is_empty |= input.zero_is_empty;
-    let nine = 9 * u64::from(input.plan.tile_px.x) * u64::from(input.plan.tile_px.y);
+    let tile = u64::from(input.plan.tile_px.x) * u64::from(input.plan.tile_px.y);
+    let nine = 9 * tile.next_multiple_of(4096);
     stages.edges.tiles.0 = stages.edges.tiles.0.max(nine);
     let identity = json!({"command": command, "plan": input.plan, "stages": stages});
-    let workers = args.tune.workers.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
+    let workers = crate::site::workers(args.tune.workers);
     let inspect_config = stages.inspect.clone();
     let (out, plan) = (args.out.clone(), input.plan.clone());
     let config = LineConfig { stages, plan: plan.clone(), out: out.clone(), workers, nominal, mask: None, flood: None };
     let budget = Budget::new();
     let line = Line::open(config, &budget).map_err(|faults| Failure::Input(faults.join("\n")))?;
+    prepare::apart(&args.input, &out)?;
     prepare::folder(&out, args.overwrite)?;
     segment::claim(&out, &identity)?;
 

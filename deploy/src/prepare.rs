@@ -3,10 +3,11 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use kinesin_backpressure::Bytes;
 use kinesin_stages::model::{Model, shipped, shipped_names};
 use kinesin_stages::pipeline::{Factories, LineConfig, Nominal as Without};
 use kinesin_stages::runtime::{ChosenProvider, Precision, Provider, Runtime, RuntimeSettings};
-use kinesin_stream::ledger::{Ledger, PlanDigest};
+use kinesin_stream::ledger::{Ledger, LedgerError, PlanDigest};
 use kinesin_stream::plan::RunPlan;
 
 use crate::cli::Nominal;
@@ -50,6 +51,20 @@ pub fn line(site: &SiteFile, plan: &RunPlan, out: &Path, nominal: &[Nominal]) ->
     })
 }
 
+/// Whether the scope's side can hold the mFOVs that are open at a time.
+pub fn room(site: &SiteFile, plan: &RunPlan) -> Result<(), Failure> {
+    let tile = (u64::from(plan.tile_px.x) * u64::from(plan.tile_px.y)).next_multiple_of(4096);
+    let wanted = Bytes(2 * tile * u64::from(plan.beams));
+    if site.link.unacknowledged < wanted {
+        let has = site.link.unacknowledged;
+        return Err(Failure::Input(format!(
+            "link.unacknowledged = {has}: two mFOVs of {} beams must fit; raise it to at least {wanted}",
+            plan.beams
+        )));
+    }
+    Ok(())
+}
+
 /// Opens the runtime that the settings ask for.
 pub fn runtime(compute: &ComputeConfig) -> Result<Runtime, Failure> {
     let provider = match compute.provider.as_str() {
@@ -79,13 +94,14 @@ pub fn factories(line: &LineConfig, compute: &ComputeConfig) -> Result<(Factorie
 }
 
 /// Identity of a run: everything that changes a byte of what comes out. Worker counts and edge sizes do not.
-pub fn digest(line: &LineConfig, chosen: Option<&ChosenProvider>) -> PlanDigest {
+pub fn digest(site: &SiteFile, line: &LineConfig, chosen: Option<&ChosenProvider>) -> PlanDigest {
     let mut stages = line.stages.clone();
     stages.edges = Default::default();
     stages.segment.flood.batch = None;
     let model = |m: &Option<Arc<Model>>| m.as_ref().map(|m| m.digest().to_owned());
     let of = serde_json::json!({
         "plan": line.plan,
+        "instrument": site.instrument,
         "stages": stages,
         "without": [line.nominal.stitch, line.nominal.align, line.nominal.mask],
         "models": [model(&line.mask), model(&line.flood)],
@@ -94,18 +110,34 @@ pub fn digest(line: &LineConfig, chosen: Option<&ChosenProvider>) -> PlanDigest 
     PlanDigest(*blake3::hash(of.to_string().as_bytes()).as_bytes())
 }
 
+/// Identity of the acquisition: what both sides of a link must agree on. How the head computes is not the scope's business.
+pub fn acquisition(site: &SiteFile, plan: &RunPlan) -> PlanDigest {
+    let of = serde_json::json!({"plan": plan, "instrument": site.instrument});
+    PlanDigest(*blake3::hash(of.to_string().as_bytes()).as_bytes())
+}
+
+/// What is read must not lie in the folder that is written: `--overwrite` would remove it.
+pub fn apart(input: &Path, out: &Path) -> Result<(), Failure> {
+    let (Ok(input), Ok(out)) = (input.canonicalize(), out.canonicalize()) else { return Ok(()) };
+    if input.starts_with(&out) {
+        let (input, out) = (input.display(), out.display());
+        return Err(Failure::Input(format!("the input {input} lies in --out {out}; give another --out")));
+    }
+    Ok(())
+}
+
 /// Files and folders that a run makes in its folder: what `--overwrite` removes, and nothing else.
-const MADE: [&str; 10] = [
-    "report.json",
+/// What tells whose results they are goes last, so that a removal cut short never leaves results of another run.
+const MADE: [&str; 9] = [
+    "volume",
+    "sections",
+    "archive",
+    "truth",
     "alignment.json",
     "commits.jsonl",
-    Ledger::FILE,
-    "archive",
-    "sections",
-    "volume",
-    "truth",
     "run.json",
-    "site.json",
+    Ledger::FILE,
+    "report.json",
 ];
 
 /// Makes the folder of the results ready: an interrupted run is continued, a finished one refused.
@@ -113,6 +145,9 @@ pub fn folder(out: &Path, overwrite: bool) -> Result<(), Failure> {
     let failed =
         |path: PathBuf| move |e: std::io::Error| Failure::Fault(format!("cannot prepare {}: {e}", path.display()));
     if overwrite {
+        if let Err(error @ LedgerError::InUse { .. }) = Ledger::inspect(out) {
+            return Err(Failure::input(error));
+        }
         for name in MADE {
             let path = out.join(name);
             let removed = if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };

@@ -52,7 +52,7 @@ pub struct TileCounts {
     pub lost: u64,
     /// Why, with counts.
     pub lost_by_reason: BTreeMap<String, u64>,
-    /// Came again with the same content and were dropped.
+    /// Came again and were dropped.
     pub duplicates: u64,
 }
 

@@ -14,8 +14,8 @@ use kinesin_sim::scope::Scene;
 use kinesin_stages::archive::Archive;
 use kinesin_stages::pipeline::{FloodMeter, Line, LineConfig, Moment, Source, Telemetry};
 use kinesin_stages::runtime::ChosenProvider;
-use kinesin_stream::ledger::{Ledger, PlanDigest};
-use kinesin_stream::link::{Head, HeadConfig, Keys, LinkError, Role, ScopeConfig, make_keys};
+use kinesin_stream::ledger::{Ledger, LedgerError, PlanDigest};
+use kinesin_stream::link::{Head, HeadConfig, HeadSummary, Keys, LinkError, Role, ScopeConfig, make_keys};
 use kinesin_stream::runner::{RunError, Runner, StopHandle};
 use tokio::runtime::Runtime as Tokio;
 
@@ -50,10 +50,13 @@ pub fn run(args: &RunArgs, as_json: bool) -> Result<Outcome, Failure> {
         Opened::open(&site)?
     };
     let scene = instrument.scene();
+    if site.link.keys.is_some() {
+        Keys::load(&configured_keys(&site)?, Role::Head).map_err(Failure::input)?;
+    }
     let mut head = HeadSide::open(&site, args, &out, &instrument.plan())?;
     let keys = link_keys(&site, &out)?;
     let address = head.listen(&site, Keys::load(&keys, Role::Head).map_err(Failure::input)?)?;
-    let scope = scope_config(address, &keys, head.digest, &site)?;
+    let scope = scope_config(address, &keys, head.acquisition, &site)?;
     head.start()?;
     let admitted = head.admit(instrument, scope, site.link.unacknowledged);
     let progress = head.progress(as_json);
@@ -94,11 +97,8 @@ pub fn send(args: &SideArgs, as_json: bool) -> Result<Outcome, Failure> {
     let keys = configured_keys(&site)?;
     let instrument = Opened::open(&site)?;
     let plan = instrument.plan();
-    // Both sides work the identity of the run out of the same site file.
-    let line = prepare::line(&site, &plan, Path::new("."), &[])?;
-    let (_, chosen) = prepare::factories(&line, &site.compute)?;
     let address: SocketAddr = site.link.address.parse().map_err(Failure::input)?;
-    let scope = scope_config(address, &keys, prepare::digest(&line, chosen.as_ref()), &site)?;
+    let scope = scope_config(address, &keys, prepare::acquisition(&site, &plan), &site)?;
     let budget = Budget::new();
     let runner = Runner::new(&budget);
     let tokio = tokio()?;
@@ -140,8 +140,10 @@ fn link_keys(site: &SiteFile, out: &Path) -> Result<PathBuf, Failure> {
         return configured_keys(site);
     }
     let keys = out.join("keys");
-    if !keys.is_dir() {
-        make_keys(&keys, false).map_err(Failure::input)?;
+    // A kill may have left half of them; nobody else has seen these.
+    let whole = |role| Keys::load(&keys, role).is_ok();
+    if !whole(Role::Head) || !whole(Role::Scope) {
+        make_keys(&keys, true).map_err(Failure::input)?;
     }
     Ok(keys)
 }
@@ -187,7 +189,7 @@ struct HeadSide {
     config: LineConfig,
     chosen: Option<ChosenProvider>,
     factories: kinesin_stages::pipeline::Factories,
-    digest: PlanDigest,
+    acquisition: PlanDigest,
     out: PathBuf,
     budget: Budget,
     runner: Runner,
@@ -196,6 +198,7 @@ struct HeadSide {
     archive: Archive,
     line: Option<Line>,
     head: Option<Head>,
+    received: HeadSummary,
     telemetry: Arc<Telemetry>,
     meter: Arc<FloodMeter>,
 }
@@ -207,13 +210,22 @@ impl HeadSide {
         out: &Path,
         plan: &kinesin_stream::plan::RunPlan,
     ) -> Result<Self, Failure> {
+        if let Some(recorded) = &site.instrument.recorded {
+            prepare::apart(&recorded.path, out)?;
+        }
+        prepare::room(site, plan)?;
         let config = prepare::line(site, plan, out, &args.nominal)?;
         let budget = Budget::new();
         let line = Line::open(config.clone(), &budget).map_err(|faults| Failure::Input(faults.join("\n")))?;
         let (factories, chosen) = prepare::factories(&config, &site.compute)?;
-        let digest = prepare::digest(&config, chosen.as_ref());
+        let digest = prepare::digest(site, &config, chosen.as_ref());
         prepare::folder(out, args.overwrite)?;
-        let ledger = Ledger::open(out, digest).map_err(Failure::input)?;
+        let ledger = Ledger::open(out, digest).map_err(|e| match e {
+            LedgerError::InUse { .. } | LedgerError::OtherPlan { .. } | LedgerError::OtherVersion { .. } => {
+                Failure::input(e)
+            }
+            other => Failure::fault(other),
+        })?;
         let archive = Archive::open(out, ledger.clone()).map_err(Failure::fault)?;
         let runner = Runner::new(&budget);
         let tokio = tokio()?;
@@ -222,7 +234,7 @@ impl HeadSide {
             config,
             chosen,
             factories,
-            digest,
+            acquisition: prepare::acquisition(site, plan),
             out: out.to_path_buf(),
             budget,
             runner,
@@ -231,6 +243,7 @@ impl HeadSide {
             archive,
             line: Some(line),
             head: None,
+            received: HeadSummary::default(),
             telemetry: Arc::new(Telemetry::default()),
             meter: Arc::new(FloodMeter::default()),
         })
@@ -239,7 +252,7 @@ impl HeadSide {
     fn listen(&mut self, site: &SiteFile, keys: Keys) -> Result<SocketAddr, Failure> {
         let Some(line) = &self.line else { return Err(Failure::Fault("the line has started already".into())) };
         let bind = site.link.address.parse().map_err(Failure::input)?;
-        let config = HeadConfig { bind, keys, digest: self.digest, settings: site.link.settings.clone() };
+        let config = HeadConfig { bind, keys, digest: self.acquisition, settings: site.link.settings.clone() };
         let head = Head::bind(
             self.tokio.handle(),
             &self.runner,
@@ -322,7 +335,7 @@ impl HeadSide {
     fn end(&mut self) -> Result<(), RunError> {
         let ended = self.runner.join();
         if let Some(head) = self.head.take() {
-            self.tokio.block_on(head.join());
+            self.received = self.tokio.block_on(head.join());
         }
         ended
     }
@@ -358,12 +371,15 @@ impl HeadSide {
             limiting_stage: limiting.into(),
             stages,
             latency: report::latency(&self.telemetry),
-            link: sent.map_or_else(LinkCounts::default, |s| LinkCounts {
-                tiles: s.link.tiles,
-                bytes: s.link.bytes,
-                hold_seconds: s.hold_seconds,
-                reconnects: s.link.reconnects,
-            }),
+            link: sent.map_or_else(
+                || received(&self.received),
+                |s| LinkCounts {
+                    tiles: s.link.tiles,
+                    bytes: s.link.bytes,
+                    hold_seconds: s.hold_seconds,
+                    reconnects: s.link.reconnects,
+                },
+            ),
             memory: report::memory(&self.budget),
             models: self.models(),
             segmentation: self.segmentation(),
@@ -425,6 +441,12 @@ impl HeadSide {
             ("network_thread_seconds".into(), n(&self.meter.network_ns) / 1e9),
         ])
     }
+}
+
+/// What the head alone can say of the link.
+fn received(head: &HeadSummary) -> LinkCounts {
+    let reconnects = head.connections.saturating_sub(1);
+    LinkCounts { tiles: head.tiles, bytes: head.bytes, hold_seconds: 0.0, reconnects }
 }
 
 /// How many sections ended with each verdict.

@@ -54,10 +54,12 @@ pub fn segment(args: &SegmentArgs, as_json: bool) -> Result<Outcome, Failure> {
             )
         })
     };
-    flood_volume(opened.job, &config, mask, &meter, (&opened.runner, &opened.budget)).map_err(Failure::input)?;
+    let fed = flood_volume(opened.job, &config, mask, &meter, (&opened.runner, &opened.budget));
     let ended = opened.runner.join();
     drop(progress);
+    // The cause is where the stage stopped; the feeder only found its edge closed.
     ended.map_err(Failure::fault)?;
+    fed.map_err(Failure::input)?;
     let n = |v: &std::sync::atomic::AtomicU64| v.load(Relaxed);
     let report = json!({
         "volume": args.volume,
@@ -86,10 +88,12 @@ pub fn mask(args: &SegmentArgs, as_json: bool) -> Result<Outcome, Failure> {
             format!("{done} of {} sections classified", shape.z)
         })
     };
-    mask_volume(opened.job, &MaskConfig::default(), (&opened.runner, &opened.budget)).map_err(Failure::input)?;
+    let fed = mask_volume(opened.job, &MaskConfig::default(), (&opened.runner, &opened.budget));
     let ended = opened.runner.join();
     drop(progress);
+    // The cause is where the stage stopped; the feeder only found its edge closed.
     ended.map_err(Failure::fault)?;
+    fed.map_err(Failure::input)?;
     let report = json!({
         "volume": args.volume,
         "shape_zyx": shape,
@@ -120,6 +124,10 @@ fn open(args: &SegmentArgs, default_model: &str, command: &str) -> Result<Opened
         "model": model.digest(),
         "arithmetic": (chosen.provider, chosen.precision, chosen.version.clone()),
     });
+    prepare::apart(&args.volume, &args.out)?;
+    if let Some(mask) = &args.mask {
+        prepare::apart(mask, &args.out)?;
+    }
     prepare::folder(&args.out, args.overwrite)?;
     claim(&args.out, &identity)?;
     let budget = Budget::new();
@@ -128,7 +136,7 @@ fn open(args: &SegmentArgs, default_model: &str, command: &str) -> Result<Opened
         voxel_size,
         factory: runtime.factory(&model),
         model,
-        workers: args.tune.workers.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from)),
+        workers: crate::site::workers(args.tune.workers),
         out: args.out.clone(),
         telemetry: Arc::new(Telemetry::default()),
     };

@@ -147,10 +147,7 @@ impl SiteFile {
 
     /// Worker threads, resolved.
     pub fn workers(&self) -> usize {
-        match self.compute.workers {
-            0 => std::thread::available_parallelism().map_or(1, usize::from),
-            n => n,
-        }
+        workers(Some(self.compute.workers))
     }
 
     /// What cannot be used, although each entry alone has the right form.
@@ -201,6 +198,11 @@ impl SiteFile {
         }
         problems
     }
+}
+
+/// As many as asked for; one a core where that is 0 or nothing.
+pub fn workers(asked: Option<usize>) -> usize {
+    asked.filter(|n| *n > 0).unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from))
 }
 
 /// All problems of a file as shown to people.

@@ -211,7 +211,7 @@ impl Line {
         let (matched, montaged) = (self.matched.1, self.montaged.0);
         runner.spawn("montage", move |run| montage.work((matched, montaged), run));
 
-        for _ in 0..config.workers {
+        for _ in 0..config.workers.max(1) {
             let (store, telemetry) = (store.clone(), telemetry.clone());
             let matcher = Matcher::new(config.stages.pointmatch.clone());
             let edges = (self.pairs.1.clone(), self.matched.0.clone());
@@ -220,7 +220,8 @@ impl Line {
 
         let gather = Gather::new(config.stages.inspect.clone(), config.stages.pointmatch.clone());
         let (stored, pairs, matched) = (self.stored.1, self.pairs.0, self.matched.0);
-        runner.spawn("gather", move |run| gathering::work(gather, &out, (stored, pairs, matched), run));
+        let counted = telemetry.clone();
+        runner.spawn("gather", move |run| gathering::work(gather, &out, &counted, (stored, pairs, matched), run));
 
         if let Source::Live { archive, ledger, receipt } = source {
             let earlier = gathering::earlier(&ledger)?;

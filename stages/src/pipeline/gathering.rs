@@ -14,12 +14,14 @@ use kinesin_stream::stage::StopError;
 use super::front::settled;
 use super::gather::{Gather, MfovDone};
 use super::matching::{MontageInput, PairJob};
+use super::telemetry::{Moment, Telemetry};
 use crate::publish::SectionFiles;
 
 /// Counts mFOVs to sections and names pairs. Pairs of a section that an earlier run solved are not matched again.
 pub(super) fn work(
     mut gather: Gather,
     out: &Path,
+    telemetry: &Telemetry,
     (stored, pairs, matched): (Receiver<MfovDone>, Sender<PairJob>, Sender<MontageInput>),
     run: &RunToken,
 ) -> Result<(), StopError> {
@@ -34,6 +36,9 @@ pub(super) fn work(
         }
         let (ready, closed) = gather.add((*done).clone());
         drop(done);
+        if closed.is_some() {
+            telemetry.mark(plan.serial.0, Moment::LastTile);
+        }
         if !solved.contains(&section) {
             for pair in ready {
                 pairs.send_blocking(PairJob { plan: plan.clone(), pair })?;

@@ -101,7 +101,21 @@ impl Layout {
                 .ok(),
             _ => None,
         };
-        let tile = u64::from(plan.tile_px.x) * u64::from(plan.tile_px.y);
+        // Leases are whole pages.
+        let tile = (u64::from(plan.tile_px.x) * u64::from(plan.tile_px.y)).next_multiple_of(4096);
+        for (key, has) in [("ingest", stages.edges.ingest), ("inspected", stages.edges.inspected)] {
+            if has.0 < 2 * tile {
+                let wanted = Bytes(2 * tile);
+                faults.push(format!("stages.edges.{key} = {has}: two tiles must fit; raise it to at least {wanted}"));
+            }
+        }
+        let record = 1024 * u64::from(plan.beams) * u64::from(plan.mfovs_per_section) + (64 << 10);
+        if stages.edges.records.0 < record {
+            let (has, wanted) = (stages.edges.records, Bytes(record));
+            faults.push(format!(
+                "stages.edges.records = {has}: the record of a section must fit; raise it to at least {wanted}"
+            ));
+        }
         if stages.edges.tiles.0 < 9 * tile {
             let wanted = Bytes(9 * tile);
             faults.push(format!(
@@ -113,7 +127,23 @@ impl Layout {
             return Err(faults);
         }
         let level = |r: Option<usize>| r.map_or(0, usize::trailing_zeros);
+        // Too small a volume would be found only when the network starts.
         let (origin, image) = frame(stages, plan, level(mask_reduction).max(level(label_reduction)));
+        if let (Some(model), Some(r)) = (&config.flood, label_reduction) {
+            let (fov, has) = (model.manifest().shape, image.shape);
+            if has.z < fov.z || has.y / r < fov.y || has.x / r < fov.x {
+                return Err(vec![format!(
+                    "the volume has {} sections of {} x {} voxels, fewer than the {} x {} x {} that {} sees at a time; give more sections or set stages.segment.enabled = false",
+                    has.z,
+                    has.y / r,
+                    has.x / r,
+                    fov.z,
+                    fov.y,
+                    fov.x,
+                    model.name()
+                )]);
+            }
+        }
         Ok(Self { origin, image, mask_reduction, label_reduction, flood, config })
     }
 
@@ -139,7 +169,13 @@ impl Layout {
         let (shape, stages) = (self.image.shape, &self.config.stages);
         let area = (shape.y * shape.x) as u64;
         let fixed = |name: &str, bytes: u64| budget.fixed(name, Bytes(bytes));
+        let plan = &self.config.plan;
+        let tiles = u64::from(plan.beams) * u64::from(plan.mfovs_per_section);
+        let tile = u64::from(plan.tile_px.x) * u64::from(plan.tile_px.y);
         fixed("ledger cache", Ledger::CACHE.0);
+        // Matches and places of all sections, should the first one come last.
+        fixed("records of open sections", tiles * u64::from(plan.sections) * 4096);
+        fixed("match working", self.workers() as u64 * 2 * tile);
         fixed("align references", Aligner::held_bytes(&stages.align, area));
         fixed("align working", Aligner::working_bytes(&stages.align, area));
         // Nine bytes a pixel of a band, the band itself, and one row of chunks at every level.

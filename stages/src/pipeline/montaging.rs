@@ -16,7 +16,7 @@ use serde_json::json;
 
 use super::gather::Closed;
 use super::matching::MontageInput;
-use super::telemetry::{Moment, StageName, Telemetry};
+use super::telemetry::{StageName, Telemetry};
 use crate::inspect::TileQuality;
 use crate::montage::{Anchor, Montage, MontageConfig, PlacedTile as MontagedTile, Residual, solve};
 use crate::pointmatch::PairMatches;
@@ -92,7 +92,6 @@ impl MontageBox {
                     plan.section
                 }
                 MontageInput::Closed(closed) => {
-                    self.telemetry.mark(closed.plan.serial.0, Moment::LastTile);
                     open.entry(closed.plan.section).or_default().closed = Some(closed.clone());
                     closed.plan.section
                 }

@@ -8,19 +8,19 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 /// A folder that goes with the test.
-pub struct Place {
+pub(crate) struct Place {
     dir: TempDir,
 }
 
 /// What ended.
-pub struct Ended {
-    pub code: Option<i32>,
-    pub stdout: String,
-    pub stderr: String,
+pub(crate) struct Ended {
+    pub(crate) code: Option<i32>,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
 }
 
 /// Seven beams over twenty sections of simulated tissue, with faults: small enough for seconds, whole enough for every stage.
-pub const SITE: &str = r#"
+pub(crate) const SITE: &str = r#"
 name = "promise"
 [instrument.sim]
 seed = 3
@@ -45,35 +45,35 @@ late = 0.1
 "#;
 
 impl Place {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { dir: tempfile::tempdir().expect("a temporary folder") }
     }
 
-    pub fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
     /// Writes a site file.
-    pub fn site(&self, text: &str) -> PathBuf {
+    pub(crate) fn site(&self, text: &str) -> PathBuf {
         let path = self.path("site.toml");
         std::fs::write(&path, text).expect("writable");
         path
     }
 
     /// Runs the site to its end into `out`.
-    pub fn run(&self, site: &str, out: &str, more: &[&str]) -> Ended {
+    pub(crate) fn run(&self, site: &str, out: &str, more: &[&str]) -> Ended {
         let site = self.site(site);
         let out = self.path(out);
         kinesin(&[&["run", text(&site), "--out", text(&out)], more].concat())
     }
 
     /// `report.json` of a finished run.
-    pub fn report(&self, out: &str) -> Value {
+    pub(crate) fn report(&self, out: &str) -> Value {
         json(&self.path(out).join("report.json"))
     }
 }
 
-pub fn text(path: &Path) -> &str {
+pub(crate) fn text(path: &Path) -> &str {
     path.to_str().expect("temporary folders have plain names")
 }
 
@@ -85,41 +85,41 @@ fn command(args: &[&str]) -> Command {
 }
 
 /// Runs the program to its end.
-pub fn kinesin(args: &[&str]) -> Ended {
+pub(crate) fn kinesin(args: &[&str]) -> Ended {
     let Output { status, stdout, stderr } = command(args).output().expect("the program starts");
     let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
     Ended { code: status.code(), stdout: text(&stdout), stderr: text(&stderr) }
 }
 
 /// Starts the program without waiting.
-pub fn start(args: &[&str]) -> Child {
+pub(crate) fn start(args: &[&str]) -> Child {
     command(args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("the program starts")
 }
 
 impl Ended {
     /// Demands this exit status, and shows what was said otherwise.
     #[track_caller]
-    pub fn expect(self, code: i32) -> Self {
+    pub(crate) fn expect(self, code: i32) -> Self {
         assert_eq!(self.code, Some(code), "stdout:\n{}\nstderr:\n{}", self.stdout, self.stderr);
         self
     }
 
     /// Demands that standard error says each of these.
     #[track_caller]
-    pub fn says(&self, parts: &[&str]) {
+    pub(crate) fn says(&self, parts: &[&str]) {
         for part in parts {
             assert!(self.stderr.contains(part), "{part:?} is not in:\n{}", self.stderr);
         }
     }
 }
 
-pub fn json(path: &Path) -> Value {
+pub(crate) fn json(path: &Path) -> Value {
     let bytes = std::fs::read(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
     serde_json::from_slice(&bytes).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }
 
 /// Every file of the result that others read, by its path: placements, alignment, image, mask, labels, equivalences.
-pub fn result_bytes(out: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+pub(crate) fn result_bytes(out: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     let mut files = BTreeMap::new();
     collect(out, &out.join("volume"), &mut files);
     collect(out, &out.join("sections"), &mut files);
@@ -141,7 +141,7 @@ fn collect(root: &Path, at: &Path, files: &mut BTreeMap<PathBuf, Vec<u8>>) {
 
 /// Demands the same files with the same bytes.
 #[track_caller]
-pub fn assert_same(a: &Path, b: &Path) {
+pub(crate) fn assert_same(a: &Path, b: &Path) {
     let (a, b) = (result_bytes(a), result_bytes(b));
     let names = |m: &BTreeMap<PathBuf, Vec<u8>>| m.keys().cloned().collect::<Vec<_>>();
     assert_eq!(names(&a), names(&b), "other files");
