@@ -44,6 +44,26 @@ duplicated = 0.1
 late = 0.1
 "#;
 
+/// Two sections of the same, for what needs no labels.
+pub(crate) const SMALL: &str = r#"
+name = "small"
+[instrument.sim]
+seed = 3
+[instrument.sim.tissue.procedural]
+seed = 3
+shape = [2, 360, 400]
+[instrument.sim.layout]
+beams = 7
+tile_px = { x = 176, y = 160 }
+overlap = 0.12
+"#;
+
+/// An address on loopback that is free now.
+pub(crate) fn free_address() -> String {
+    let socket = std::net::UdpSocket::bind("127.0.0.1:0").expect("loopback");
+    socket.local_addr().expect("bound").to_string()
+}
+
 impl Place {
     pub(crate) fn new() -> Self {
         Self { dir: tempfile::tempdir().expect("a temporary folder") }
@@ -57,6 +77,15 @@ impl Place {
     pub(crate) fn site(&self, text: &str) -> PathBuf {
         let path = self.path("site.toml");
         std::fs::write(&path, text).expect("writable");
+        path
+    }
+
+    /// A site file of one side of a link.
+    pub(crate) fn side(&self, site: &str, address: &str, keys: &Path, name: &str) -> PathBuf {
+        let link = format!("[link]\naddress = {address:?}\nkeys = {:?}\n", text(keys));
+        let path = self.path(name);
+        let settings = "[link.settings]\ngive_up_seconds = 60.0\n";
+        std::fs::write(&path, format!("{site}\n{link}{settings}")).expect("writable");
         path
     }
 

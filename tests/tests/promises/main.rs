@@ -6,5 +6,7 @@ mod bad_input;
 mod conservation;
 mod determinism;
 mod harness;
+mod link;
 mod memory;
+mod offline;
 mod restart;

@@ -40,6 +40,8 @@ fn a_finished_run_is_refused_and_replaced_only_on_demand() {
     place.run(&site, "out", &[]).expect(0);
     place.run(&site, "out", &[]).expect(2).says(&["finished", "--overwrite"]);
     let other = site.replace("seed = 3\n[instrument.sim.tissue", "seed = 4\n[instrument.sim.tissue");
+    // An interrupted run is continued by the same command only.
+    std::fs::remove_file(place.path("out").join("report.json")).expect("there");
     place.run(&other, "out", &[]).expect(2).says(&["--overwrite"]);
     place.run(&other, "out", &["--overwrite"]).expect(0);
 }
