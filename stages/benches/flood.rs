@@ -67,7 +67,8 @@ fn walk(bencher: Bencher<'_, '_>) {
             seeds: seeds.clone(),
         };
         let mut network = RuleNetwork::new(FOV.into(), 0.0);
-        drive(&rules, [Canvas::new(&rules, input)], &mut network, 1, &Watch::nothing()).map(|r| r[0].counters.evaluations)
+        drive(&rules, [Canvas::new(&rules, input)], &mut network, 1, &Watch::nothing())
+            .map(|r| r[0].counters.evaluations)
     };
     let evaluations = flood().expect("a rule does not fail");
     bencher.counter(ItemsCount::new(evaluations)).bench(flood);

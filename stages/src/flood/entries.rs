@@ -1,7 +1,9 @@
 //! Where objects of labelled sections enter the new ones.
 //!
 //! For each object one position per lattice cell (deltas of y and x) in the last labelled sections that still hold a centre
-//! of a field of view: the voxel farthest inside the object there. Larger objects first, as they decide the most voxels.
+//! of a field of view: the voxel farthest inside the object there. Cells where the object is thin compared with its thickest
+//! place are left out: they are its rim or a leak, and a true branch is found again by a start point of its own. Larger
+//! objects first, as they decide the most voxels.
 
 use std::collections::BTreeMap;
 
@@ -11,13 +13,16 @@ use super::canvas::Continuation;
 use super::distance::distance;
 use super::rules::FloodRules;
 
+/// Share of the thickest place below which an object does not enter.
+const THIN: f32 = 0.4;
+
 /// Objects of `known` (sections before `open`) in the order in which they are continued.
 pub(super) fn entries(rules: &FloodRules, known: &Array3<i32>, open: usize) -> Vec<Continuation> {
     let (nz, ny, nx) = known.dim();
     let half = rules.fov.map(|n| n / 2);
     let first = half[0].max(open.saturating_sub(rules.deltas[0].max(1)));
     let last = open.min(nz.saturating_sub(half[0]));
-    let mut chosen = BTreeMap::<(i32, usize, usize), [usize; 3]>::new();
+    let mut chosen = BTreeMap::<(i32, usize, usize), (f32, [usize; 3])>::new();
     for z in (first..last).rev() {
         let section = known.index_axis(Axis(0), z);
         let depth = inside(section);
@@ -34,17 +39,24 @@ pub(super) fn entries(rules: &FloodRules, known: &Array3<i32>, open: usize) -> V
                 }
             }
         }
-        for (key, (_, at)) in here {
-            chosen.entry(key).or_insert(at);
+        for (key, found) in here {
+            chosen.entry(key).or_insert(found);
         }
     }
     let mut sizes = BTreeMap::<i32, u64>::new();
     for &label in known.iter().filter(|&&l| l > 0) {
         *sizes.entry(label).or_default() += 1;
     }
+    let mut thickest = BTreeMap::<i32, f32>::new();
+    for ((label, _, _), (depth, _)) in &chosen {
+        let most = thickest.entry(*label).or_insert(0.0);
+        *most = most.max(*depth);
+    }
     let mut objects = BTreeMap::<i32, Vec<[usize; 3]>>::new();
-    for ((label, _, _), at) in chosen {
-        objects.entry(label).or_default().push(at);
+    for ((label, _, _), (depth, at)) in chosen {
+        if depth >= THIN * thickest[&label] {
+            objects.entry(label).or_default().push(at);
+        }
     }
     let mut list: Vec<Continuation> =
         objects.into_iter().map(|(label, entries)| Continuation { label, entries }).collect();

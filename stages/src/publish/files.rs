@@ -38,7 +38,11 @@ pub fn write_json<T: Serialize + ?Sized>(path: &Path, value: &T) -> Result<(), F
     }
     let part = path.with_extension("json.part");
     let mut file = BufWriter::new(File::create(&part).map_err(io("write"))?);
-    serde_json::to_writer(&mut file, value).map_err(|e| FileError::Io { verb: "write", path: path.into(), source: e.into() })?;
+    serde_json::to_writer(&mut file, value).map_err(|e| FileError::Io {
+        verb: "write",
+        path: path.into(),
+        source: e.into(),
+    })?;
     file.write_all(b"\n").and_then(|()| file.flush()).map_err(io("write"))?;
     file.get_ref().sync_all().map_err(io("sync"))?;
     fs::rename(&part, path).map_err(io("rename"))
@@ -51,7 +55,9 @@ pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, FileErro
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(source) => return Err(FileError::Io { verb: "read", path: path.into(), source }),
     };
-    serde_json::from_reader(BufReader::new(file)).map(Some).map_err(|source| FileError::Content { path: path.into(), source })
+    serde_json::from_reader(BufReader::new(file))
+        .map(Some)
+        .map_err(|source| FileError::Content { path: path.into(), source })
 }
 
 /// The folder of one section.
