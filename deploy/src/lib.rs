@@ -5,7 +5,7 @@
 //! | [`cli`] | the command line, a contract |
 //! | [`site`], [`faults`] | the site file, all its mistakes told at once |
 //! | [`check`] | `kinesin check`: the plan and the memory budget |
-//! | [`run`] | `kinesin run`, `send`, `receive`: the live line |
+//! | `head`, [`run`] | `kinesin run`, `send`, `receive`: the live line |
 //! | [`offline`] | `kinesin sim`, `stitch`, `align`: recorded data through the same stages |
 //! | [`part`] | part of a volume, reduced |
 //! | [`segment`] | `kinesin segment`, `mask`: a volume through the same stages |
@@ -21,6 +21,7 @@
 pub mod check;
 pub mod cli;
 pub mod faults;
+mod head;
 pub mod instrument;
 pub mod offline;
 pub mod outcome;

@@ -1,0 +1,322 @@
+//! The head in one process: ledger, archive, link and line, from their opening to the report.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+
+use kinesin_acquire::admit::{self, AdmitConfig, AdmitSummary};
+use kinesin_backpressure::{Budget, Bytes};
+use kinesin_sim::scope::Scene;
+use kinesin_stages::archive::Archive;
+use kinesin_stages::pipeline::{Factories, FloodMeter, Line, LineConfig, Moment, Source, Telemetry};
+use kinesin_stages::runtime::ChosenProvider;
+use kinesin_stream::ledger::{Ledger, LedgerError, PlanDigest};
+use kinesin_stream::link::{Head, HeadConfig, HeadSummary, Keys, ScopeConfig};
+use kinesin_stream::plan::RunPlan;
+use kinesin_stream::runner::{RunError, Runner, StopHandle};
+use tokio::runtime::Runtime as Tokio;
+
+use crate::cli::RunArgs;
+use crate::instrument::Opened;
+use crate::outcome::{Failure, Outcome};
+use crate::progress::Progress;
+use crate::report::{self, LinkCounts, Report, TileCounts};
+use crate::site::SiteFile;
+use crate::{prepare, score};
+
+/// Everything the head holds while it runs.
+pub(crate) struct HeadSide {
+    config: LineConfig,
+    chosen: Option<ChosenProvider>,
+    factories: Factories,
+    pub(crate) acquisition: PlanDigest,
+    out: PathBuf,
+    budget: Budget,
+    runner: Runner,
+    pub(crate) tokio: Tokio,
+    ledger: Ledger,
+    archive: Archive,
+    line: Option<Line>,
+    head: Option<Head>,
+    received: HeadSummary,
+    telemetry: Arc<Telemetry>,
+    meter: Arc<FloodMeter>,
+}
+
+impl HeadSide {
+    pub(crate) fn open(site: &SiteFile, args: &RunArgs, out: &Path, plan: &RunPlan) -> Result<Self, Failure> {
+        if let Some(recorded) = &site.instrument.recorded {
+            prepare::apart(&recorded.path, out)?;
+        }
+        prepare::room(site, plan)?;
+        let config = prepare::line(site, plan, out, &args.nominal)?;
+        let budget = Budget::new();
+        let line = Line::open(config.clone(), &budget).map_err(|faults| Failure::Input(faults.join("\n")))?;
+        let (factories, chosen) = prepare::factories(&config, &site.compute)?;
+        let digest = prepare::digest(site, &config, chosen.as_ref());
+        prepare::folder(out, args.overwrite)?;
+        let ledger = Ledger::open(out, digest).map_err(|e| match e {
+            LedgerError::InUse { .. } | LedgerError::OtherPlan { .. } | LedgerError::OtherVersion { .. } => {
+                Failure::input(e)
+            }
+            other => Failure::fault(other),
+        })?;
+        let archive = Archive::open(out, ledger.clone()).map_err(Failure::fault)?;
+        let runner = Runner::new(&budget);
+        let tokio = tokio()?;
+        interrupts(&tokio, runner.stop_handle());
+        Ok(Self {
+            config,
+            chosen,
+            factories,
+            acquisition: prepare::acquisition(site, plan),
+            out: out.to_path_buf(),
+            budget,
+            runner,
+            tokio,
+            ledger,
+            archive,
+            line: Some(line),
+            head: None,
+            received: HeadSummary::default(),
+            telemetry: Arc::new(Telemetry::default()),
+            meter: Arc::new(FloodMeter::default()),
+        })
+    }
+
+    pub(crate) fn listen(&mut self, site: &SiteFile, keys: Keys) -> Result<SocketAddr, Failure> {
+        let Some(line) = &self.line else { return Err(Failure::Fault("the line has started already".into())) };
+        let bind = site.link.address.parse().map_err(Failure::input)?;
+        let config = HeadConfig { bind, keys, digest: self.acquisition, settings: site.link.settings.clone() };
+        let head = Head::bind(
+            self.tokio.handle(),
+            &self.runner,
+            &self.budget,
+            config,
+            self.ledger.clone(),
+            line.ingest(),
+            |_section| {},
+        )
+        .map_err(Failure::input)?;
+        let address = head.local_addr();
+        self.head = Some(head);
+        Ok(address)
+    }
+
+    pub(crate) fn start(&mut self) -> Result<(), Failure> {
+        let (Some(line), Some(head)) = (self.line.take(), &self.head) else {
+            return Err(Failure::Fault("the link is not listening".into()));
+        };
+        let receipts = head.receipts();
+        let source = Source::Live {
+            archive: self.archive.clone(),
+            ledger: self.ledger.clone(),
+            receipt: Box::new(move |mfov| {
+                receipts.durable(mfov);
+                Ok(())
+            }),
+        };
+        line.start(&self.runner, source, &self.factories, &self.telemetry, &self.meter).map_err(Failure::fault)
+    }
+
+    /// Starts the scope's side in this process.
+    pub(crate) fn admit(
+        &self,
+        instrument: Opened,
+        scope: ScopeConfig,
+        unacknowledged: Bytes,
+    ) -> tokio::task::JoinHandle<Result<AdmitSummary, admit::AdmitError>> {
+        let (handle, budget) = (self.tokio.handle().clone(), self.budget.clone());
+        let (run, stop) = (self.runner.token("admit"), self.runner.stop_handle());
+        let config = AdmitConfig { link: scope, unacknowledged };
+        self.tokio.spawn(async move {
+            let sent = match instrument {
+                Opened::Sim(scope) => admit::admit(*scope, &handle, &budget, run, config).await,
+                Opened::Recorded(recorded) => admit::admit(*recorded, &handle, &budget, run, config).await,
+            };
+            if let Err(error) = &sent {
+                stop.stop(error.to_string());
+            }
+            sent
+        })
+    }
+
+    pub(crate) fn progress(&self, quiet: bool) -> Progress {
+        let (telemetry, meter, budget, ledger) =
+            (self.telemetry.clone(), self.meter.clone(), self.budget.clone(), self.ledger.clone());
+        let plan = self.config.plan.clone();
+        Progress::start(quiet, move || {
+            let counts = ledger.counts().unwrap_or_default();
+            let at = |moment| telemetry.reached(moment);
+            let seconds = telemetry.elapsed().as_secs_f64();
+            let tiles = counts.durable + counts.lost;
+            format!(
+                "sections {}/{} · tiles {tiles} ({:.0}/s) · images {} (lag {}) · labels {} (lag {}) · {} objects, {:.0} evaluations/s · {} of {} leased",
+                at(Moment::LastTile),
+                plan.sections,
+                tiles as f64 / seconds.max(1.0),
+                at(Moment::Image),
+                at(Moment::LastTile) - at(Moment::Image).min(at(Moment::LastTile)),
+                at(Moment::Labels),
+                at(Moment::Image) - at(Moment::Labels).min(at(Moment::Image)),
+                meter.objects.load(Relaxed),
+                meter.evaluations.load(Relaxed) as f64 / seconds.max(1.0),
+                budget.leased_now(),
+                budget.total(),
+            )
+        })
+    }
+
+    pub(crate) fn end(&mut self) -> Result<(), RunError> {
+        let ended = self.runner.join();
+        if let Some(head) = self.head.take() {
+            self.received = self.tokio.block_on(head.join());
+        }
+        ended
+    }
+
+    pub(crate) fn report(
+        &self,
+        scene: Option<&Arc<Scene>>,
+        sent: Option<&AdmitSummary>,
+        as_json: bool,
+    ) -> Result<Outcome, Failure> {
+        let counts = self.ledger.counts().map_err(Failure::fault)?;
+        let status = if counts.lost == 0 { "complete" } else { "complete with losses" };
+        let seconds = self.telemetry.elapsed().as_secs_f64();
+        let scores = match scene {
+            Some(scene) => {
+                let _scoring = Progress::start(as_json, || "scoring against truth".into());
+                Some(score::of_run(&self.out, scene)?)
+            }
+            None => None,
+        };
+        let stages = self.telemetry.rows();
+        let workers =
+            |name: &str| self.runner.reports().iter().find(|r| r.name == name).map_or(1, |r| r.workers.max(1));
+        let load = |row: &kinesin_stages::pipeline::StageRow| row.busy_seconds / workers(row.stage.name()) as f64;
+        let limiting = stages.iter().max_by(|a, b| load(a).total_cmp(&load(b))).map_or("", |r| r.stage.name());
+        let report = Report {
+            name: self.config.plan.name.clone(),
+            status: status.into(),
+            out: self.out.clone(),
+            seconds,
+            tiles: self.tiles()?,
+            sections: sections(&self.out, self.config.plan.sections)?,
+            limiting_stage: limiting.into(),
+            stages,
+            latency: report::latency(&self.telemetry),
+            link: sent.map_or_else(
+                || received(&self.received),
+                |s| LinkCounts {
+                    tiles: s.link.tiles,
+                    bytes: s.link.bytes,
+                    hold_seconds: s.hold_seconds,
+                    reconnects: s.link.reconnects,
+                },
+            ),
+            memory: report::memory(&self.budget),
+            models: self.models(),
+            segmentation: self.segmentation(),
+            scores,
+        };
+        kinesin_stages::publish::write_json(&self.out.join("report.json"), &report).map_err(Failure::fault)?;
+        if as_json {
+            println!("{}", serde_json::to_string(&report).map_err(Failure::fault)?);
+        } else {
+            println!("{}", report.table());
+            println!("\nlook at it: kinesin view {}", self.out.display());
+        }
+        Ok(if counts.lost == 0 { Outcome::Complete } else { Outcome::WithLosses })
+    }
+
+    fn tiles(&self) -> Result<TileCounts, Failure> {
+        let counts = self.ledger.counts().map_err(Failure::fault)?;
+        let mut by_reason: BTreeMap<String, u64> = BTreeMap::new();
+        for plan in self.ledger.section_plans().map_err(Failure::fault)? {
+            for (_, row) in self.ledger.section(plan.section).map_err(Failure::fault)? {
+                if let Some(reason) = row.reason {
+                    *by_reason.entry(reason.to_string()).or_default() += 1;
+                }
+            }
+        }
+        let duplicates = self.ledger.duplicates().map_err(Failure::fault)?;
+        Ok(TileCounts {
+            promised: counts.expected + counts.durable + counts.lost,
+            durable: counts.durable,
+            lost: counts.lost,
+            lost_by_reason: by_reason,
+            duplicates: duplicates.iter().map(|(_, d)| d.same + d.other).sum(),
+        })
+    }
+
+    fn models(&self) -> BTreeMap<String, String> {
+        let how = self
+            .chosen
+            .as_ref()
+            .map_or(String::new(), |c| format!("{:?} {:?}, ONNX Runtime {}", c.provider, c.precision, c.version));
+        let models = [("mask", &self.config.mask), ("flood", &self.config.flood)];
+        let named =
+            models.into_iter().filter_map(|(k, m)| Some((k.into(), format!("{} on {how}", m.as_ref()?.name()))));
+        named.collect()
+    }
+
+    fn segmentation(&self) -> BTreeMap<String, f64> {
+        if self.config.flood.is_none() {
+            return BTreeMap::new();
+        }
+        let n = |v: &std::sync::atomic::AtomicU64| v.load(Relaxed) as f64;
+        let (evaluations, voxels) = (n(&self.meter.evaluations), n(&self.meter.voxels));
+        BTreeMap::from([
+            ("evaluations".into(), evaluations),
+            ("floods_kept".into(), n(&self.meter.objects)),
+            ("labelled_megavoxels".into(), n(&self.meter.labelled) / 1e6),
+            ("megavoxels".into(), voxels / 1e6),
+            ("new_voxels_per_evaluation".into(), n(&self.meter.labelled) / evaluations.max(1.0)),
+            ("network_thread_seconds".into(), n(&self.meter.network_ns) / 1e9),
+        ])
+    }
+}
+
+/// What the head alone can say of the link.
+fn received(head: &HeadSummary) -> LinkCounts {
+    let reconnects = head.connections.saturating_sub(1);
+    LinkCounts { tiles: head.tiles, bytes: head.bytes, hold_seconds: 0.0, reconnects }
+}
+
+/// How many sections ended with each verdict.
+fn sections(out: &Path, sections: u32) -> Result<BTreeMap<String, usize>, Failure> {
+    use kinesin_stages::align::Verdict;
+    let mut verdicts: BTreeMap<String, usize> = BTreeMap::new();
+    for z in 0..sections {
+        let path = kinesin_stages::publish::SectionFiles::new(out, z).alignment();
+        let file: Option<kinesin_stages::pipeline::AlignmentFile> =
+            kinesin_stages::publish::read_json(&path).map_err(Failure::fault)?;
+        let name = match file.map(|f| f.record.verdict) {
+            None => "never came",
+            Some(Verdict::Reference) => "reference",
+            Some(Verdict::Aligned) => "aligned",
+            Some(Verdict::Bridged { .. }) => "bridged",
+            Some(Verdict::Missing) => "missing",
+            Some(Verdict::Failed { .. }) => "failed",
+        };
+        *verdicts.entry(name.into()).or_default() += 1;
+    }
+    Ok(verdicts)
+}
+
+/// Tasks of the rim: network, timers, signals.
+pub(crate) fn tokio() -> Result<Tokio, Failure> {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().map_err(Failure::fault)
+}
+
+/// The first interrupt stops the run; what is durable stays, and the same command goes on from there.
+pub(crate) fn interrupts(tokio: &Tokio, stop: StopHandle) {
+    tokio.spawn(async move {
+        if tokio::signal::ctrl_c().await.is_ok() {
+            stop.stop("interrupted; run the same command again to continue");
+        }
+    });
+}
