@@ -62,18 +62,3 @@ def scope(image, labels, rng, sd: float = 36.0):
     if draw[4] < 0.08:
         image[int(rng.integers(n))] = 0
     return image, labels
-
-
-def tile(image, classes, rng, ignore: int = -100):
-    """For 2-D tiles: contrast, offset, slope, blur, noise, and sometimes a side without data (which carries no loss)."""
-    h, w = image.shape
-    image *= np.float32(rng.uniform(0.75, 1.25))
-    image += np.float32(rng.normal(0.0, 0.25)) + np.linspace(-1, 1, w, dtype=np.float32) * np.float32(rng.normal(0.0, 0.2))
-    if rng.random() < 0.4:
-        image = ndimage.gaussian_filter(image, rng.uniform(0.3, 1.0))
-    image += rng.standard_normal(image.shape, dtype=np.float32) * np.float32(rng.uniform(0.0, 0.5))
-    np.clip(image, -4, 4, out=image)
-    if rng.random() < 0.15:
-        edge = int(rng.integers(w // 4, w))
-        image[:, edge:], classes[:, edge:] = 0, ignore
-    return image, classes

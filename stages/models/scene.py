@@ -18,7 +18,7 @@ import data
 EITHER = 4  # deep inside a vessel: without its wall in sight no network can tell it from resin, so both are right
 IGNORE = 5  # no data: nothing to be right about
 LUMEN_DEPTH = 58  # pixels inside a vessel's outline from where EITHER holds: wall of 10 and 48 of lumen
-NOT_TISSUE_SHARE = 0.6
+NOT_TISSUE_SHARE = 0.6  # most of a section that is painted bare
 
 
 def clouds(shape, pitch: float, rng) -> np.ndarray:
