@@ -120,7 +120,7 @@ mod tests {
             let tile = |beam: u16| PlannedTile {
                 key: TileKey { mfov: id, beam: BeamId(beam), attempt: Attempt(0) },
                 name: format!("{mfov}_{beam}"),
-                nominal: Xy::new(f64::from(beam) * 80.0, f64::from(mfov) * 80.0),
+                nominal: Xy::new(f64::from(beam) * 90.0, f64::from(mfov) * 90.0),
                 size: Xy::new(100, 100),
             };
             MfovPlan { id, tiles: vec![tile(0), tile(1)] }
