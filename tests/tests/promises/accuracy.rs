@@ -17,4 +17,13 @@ fn placement_alignment_and_labels_beat_their_nominal_inputs_and_meet_the_bounds(
     assert!(n("voi_split").is_finite() && n("voi_merge").is_finite());
     assert!((0.0..=1.0).contains(&n("adapted_rand_error")));
     assert!(n("coverage") > 0.0, "nothing was labelled");
+    // Without alignment the same flood breaks neurites and leaks between them.
+    place.run(SITE, "unaligned", &["--nominal", "align"]).expect(0);
+    let unaligned = &place.report("unaligned")["scores"]["labels"];
+    let voi =
+        |labels: &serde_json::Value| labels["voi_split"].as_f64().zip(labels["voi_merge"].as_f64()).map(|(s, m)| s + m);
+    let (with, without) = (voi(labels).expect("numbers"), voi(unaligned).expect("numbers"));
+    assert!(with < without, "VOI {with} aligned, {without} unaligned");
+    let coverage = unaligned["coverage"].as_f64().expect("a number");
+    assert!(n("coverage") > coverage, "coverage {} aligned, {coverage} unaligned", n("coverage"));
 }
