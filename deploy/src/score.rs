@@ -13,7 +13,7 @@ use kinesin_sim::score::labels::{Contingency, LabelScores};
 use kinesin_sim::score::placement::{PlacementErrors, PlacementScore, nominal};
 use kinesin_sim::score::{Placements, Spread};
 use kinesin_sim::truth::Truth;
-use kinesin_sim::truth::shown::{OutputGrid, labels_in_result};
+use kinesin_sim::truth::shown::{OutputGrid, SectionTruth, classes_in_result, labels_in_result};
 use kinesin_stages::agglomerate::UnionFind;
 use kinesin_stages::pipeline::AlignmentFile;
 use kinesin_stages::publish::{SectionFiles, read_json};
@@ -32,7 +32,8 @@ use crate::part::Part;
 pub const CONVENTIONS: &str = "placement: tile-grid points against truth after a turn and a shift of each section (affine: after an affine map); \
 seam: distance between the two places given to one tissue point seen in two tiles; alignment: distance between the aligned places of one tissue \
 point in neighbouring sections; labels: VOI in bits (split = H(found|true), merge = H(true|found)) and adapted Rand error where both are labelled; \
-`all` counts what is not segmented as one label; coverage: share of truly labelled voxels that are labelled";
+`all` counts what is not segmented as one label; \
+mask: pixels kept out of the segmentation against cell body, vessel and resin; coverage: share of truly labelled voxels that are labelled";
 
 /// `kinesin score`.
 pub fn score(args: &ScoreArgs, as_json: bool) -> Result<Outcome, Failure> {
@@ -87,7 +88,58 @@ pub fn of_run(out: &Path, scene: &Arc<Scene>) -> Result<Value, Failure> {
     if let Some(labels) = labels_of_run(out, scene, &found)? {
         scores["labels"] = labels_json(&labels);
     }
+    if let Some(mask) = mask_of_run(out, scene, &found)? {
+        scores["mask"] = mask;
+    }
     Ok(scores)
+}
+
+/// Precision and recall of what is kept out of the segmentation, of any class; `None` where the run has no mask or the
+/// tissue no classes. Without the stage nothing is kept out: recall 0.
+fn mask_of_run(out: &Path, scene: &Arc<Scene>, found: &Found) -> Result<Option<Value>, Failure> {
+    let path = out.join("volume/mask");
+    if !path.is_dir() {
+        return Ok(None);
+    }
+    let mask = volume::open(&path).map_err(Failure::input)?;
+    let shape = mask.info().shape;
+    let Some(VoxelSize(size)) = mask.info().voxel_size else { return Ok(None) };
+    let grid = grid(shape, size.x / scene.plan().pixel_size_nm);
+    let (mut both, mut kept_out, mut wanted) = (0_u64, 0_u64, 0_u64);
+    for (serial, (placements, alignment)) in found {
+        let Some(truth) = classes_in_result(scene, *serial, placements, alignment, &grid) else { return Ok(None) };
+        let classes = mask.read_u8(plane(shape, serial.0)).map_err(Failure::input)?.index_axis_move(Axis(0), 0);
+        let seen = SectionTruth::of(scene, *serial).seen(placements, alignment, &grid);
+        for ((truth, class), _) in truth.iter().zip(&classes).zip(&seen).filter(|(_, seen)| on_tissue(scene, **seen)) {
+            both += u64::from(*truth > 0 && *class > 0);
+            kept_out += u64::from(*class > 0);
+            wanted += u64::from(*truth > 0);
+        }
+    }
+    let share = |of: u64| if of == 0 { 0.0 } else { both as f64 / of as f64 };
+    Ok(Some(json!({"precision": share(kept_out), "recall": share(wanted), "pixels_to_keep_out": wanted})))
+}
+
+/// Whether a voxel shows tissue; beside it the scope sees bare resin, which no truth has.
+fn on_tissue(scene: &Scene, seen: Option<Xy<f64>>) -> bool {
+    let shape = scene.tissue().shape();
+    seen.is_some_and(|p| p.x >= 0.0 && p.y >= 0.0 && p.x < shape.x as f64 && p.y < shape.y as f64)
+}
+
+/// All of a result's plane.
+fn grid(shape: Zyx<usize>, reduction: f64) -> OutputGrid {
+    OutputGrid {
+        rect: BoxXy { min: Xy::new(0, 0), max: Xy::new(shape.x as i64, shape.y as i64) },
+        reduction,
+        // Voxel 0 begins where volume pixel 0 does.
+        origin: Xy::new(0.0, 0.0),
+    }
+}
+
+/// One section of a volume.
+fn plane(shape: Zyx<usize>, z: u32) -> BoxZyx {
+    let z = i64::from(z);
+    BoxZyx { min: Zyx::new(z, 0, 0), max: Zyx::new(z + 1, shape.y as i64, shape.x as i64) }
 }
 
 type Found = BTreeMap<SerialIndex, (BTreeMap<String, kinesin_stream::map::TileToSection>, SectionToVolume)>;
@@ -97,18 +149,12 @@ fn labels_of_run(out: &Path, scene: &Arc<Scene>, found: &Found) -> Result<Option
     let Some((labels, merges)) = open_labels(out)? else { return Ok(None) };
     let shape = labels.info().shape;
     let Some(VoxelSize(size)) = labels.info().voxel_size else { return Ok(None) };
-    let grid = OutputGrid {
-        rect: BoxXy { min: Xy::new(0, 0), max: Xy::new(shape.x as i64, shape.y as i64) },
-        reduction: size.x / scene.plan().pixel_size_nm,
-        // Volume pixel 0 begins half a pixel before its centre; voxel 0 begins where pixel 0 does.
-        origin: Xy::new(0.0, 0.0),
-    };
+    let grid = grid(shape, size.x / scene.plan().pixel_size_nm);
     let mut table = Contingency::default();
     for (serial, (placements, alignment)) in found {
         let Some(truth) = labels_in_result(scene, *serial, placements, alignment, &grid) else { return Ok(None) };
-        let z = i64::from(serial.0);
-        let bounds = BoxZyx { min: Zyx::new(z, 0, 0), max: Zyx::new(z + 1, shape.y as i64, shape.x as i64) };
-        let mut section = labels.read_labels(bounds).map_err(Failure::input)?.index_axis_move(Axis(0), 0);
+        let mut section =
+            labels.read_labels(plane(shape, serial.0)).map_err(Failure::input)?.index_axis_move(Axis(0), 0);
         section.mapv_inplace(|l| merges.root(l));
         table.add(truth.iter(), section.iter());
     }
@@ -233,6 +279,10 @@ pub fn table(scores: &Value) -> String {
             n(all, "voi_merge"),
             n(all, "adapted_rand_error")
         ));
+    }
+    let mask = &scores["mask"];
+    if let (Some(precision), Some(recall)) = (mask["precision"].as_f64(), mask["recall"].as_f64()) {
+        t.push(format!("mask     of what is kept out {precision:.3} is right, of what should be {recall:.3} is (without the stage: nothing)"));
     }
     t.join("\n")
 }
