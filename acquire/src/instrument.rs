@@ -46,6 +46,9 @@ pub enum Event {
     MfovEnds(MfovId),
     /// Every mFOV of the section has ended.
     SectionEnds(SectionId),
+    /// The section's promise again, one version on, with retakes beside all that was promised before. May come after its
+    /// [`Self::SectionEnds`]; the section then ends once more.
+    SectionAmended(Arc<SectionPlan>),
 }
 
 /// What an instrument is asked to do; it acts at its next stopping point.
@@ -59,6 +62,8 @@ pub enum Command {
     Go,
     /// An mFOV that the head already has durable: its tiles need not be emitted again, only its begin and end.
     Skip(MfovId),
+    /// Every tile of this mFOV would survive a power cut here: the instrument need not keep it.
+    Kept(MfovId),
 }
 
 /// Why an instrument cannot go on.
@@ -93,6 +98,6 @@ pub trait Instrument: Send + 'static {
     /// The next event, `None` when the run is over. Cancel-safe: a dropped call loses no event.
     fn next(&mut self) -> impl Future<Output = Result<Option<Event>, InstrumentError>> + Send;
 
-    /// Hold, slow, go, skip. A refusal is typed and leaves the instrument as it was.
+    /// Hold, slow, go, skip, kept. A refusal is typed and leaves the instrument as it was.
     fn command(&mut self, command: Command) -> impl Future<Output = Result<(), InstrumentError>> + Send;
 }

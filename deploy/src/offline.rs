@@ -14,7 +14,7 @@ use kinesin_stages::pipeline::{
     Telemetry, TileStore,
 };
 use kinesin_stream::geometry::{BoxXy, BoxZyx, Xy, Zyx};
-use kinesin_stream::ids::{Attempt, BeamId, MfovId, RegionId, SectionId, SerialIndex, TileKey};
+use kinesin_stream::ids::{BeamId, MfovId, RegionId, SectionId, SerialIndex, TileKey};
 use kinesin_stream::pixels::Pixels;
 use kinesin_stream::plan::{MfovPlan, PlannedTile, RunPlan, SectionPlan};
 use kinesin_stream::runner::{RunToken, Runner};
@@ -147,14 +147,15 @@ impl Input {
         let nm = source.info().voxel_size.map(|v| v.0);
         let section = |z: usize| {
             let section = SectionId(z as u32);
-            let id = MfovId { section, region: RegionId(0), mfov: 0 };
-            let key = TileKey { mfov: id, beam: BeamId(0), attempt: Attempt(0) };
+            let id = MfovId::new(section, RegionId(0), 0);
+            let key = TileKey { mfov: id, beam: BeamId(0) };
             let name = names.get(z).cloned().unwrap_or_else(|| format!("{z:05}"));
             let tile = PlannedTile { key, name: name.clone(), nominal: Xy::default(), size };
             Arc::new(SectionPlan {
                 section,
                 serial: SerialIndex(z as u32),
                 name,
+                version: 0,
                 mfovs: vec![MfovPlan { id, tiles: vec![tile] }],
             })
         };

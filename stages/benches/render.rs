@@ -6,7 +6,7 @@ use divan::Bencher;
 use divan::counter::ItemsCount;
 use kinesin_stages::render::{PlacedTile, RenderConfig, Renderer, Tone, compose};
 use kinesin_stream::geometry::{BoxXy, Xy};
-use kinesin_stream::ids::{Attempt, BeamId, MfovId, RegionId, SectionId, TileKey};
+use kinesin_stream::ids::{BeamId, MfovId, RegionId, SectionId, TileKey};
 use kinesin_stream::map::{Affine, Grid, Map, SectionToVolume, TileToSection};
 use kinesin_stream::pixels::Pixels;
 
@@ -26,10 +26,10 @@ fn four_tiles() -> Vec<(PlacedTile, Pixels)> {
         .map(|i| {
             let place = Xy::new(f64::from(i % 2) * 942.0, f64::from(i / 2) * 824.0);
             let turned = Affine::rotation(0.01, Xy::default()).then(&Affine::translation(place));
-            let mfov = MfovId { section: SectionId(0), region: RegionId(0), mfov: 0 };
+            let mfov = MfovId::new(SectionId(0), RegionId(0), 0);
             let size = Xy::new(WIDTH, HEIGHT);
             let map = compose(&TileToSection(Map::Affine(turned)), &section, size);
-            let key = TileKey { mfov, beam: BeamId(i), attempt: Attempt(0) };
+            let key = TileKey { mfov, beam: BeamId(i) };
             let placed = PlacedTile { key, size, map, tone: Tone { gain: 1.02, offset: -2.0 } };
             let data: Vec<u8> = (0..WIDTH * HEIGHT).map(|v| (v.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
             (placed, Pixels::new(WIDTH as usize, HEIGHT as usize, data))

@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 
 use kinesin_stages::pointmatch::{MatchConfig, Matcher, Verdict, pairs};
 use kinesin_stream::geometry::Xy;
-use kinesin_stream::ids::{Attempt, BeamId, MfovId, RegionId, SectionId, SerialIndex, TileKey};
+use kinesin_stream::ids::{BeamId, MfovId, RegionId, SectionId, SerialIndex, TileKey};
 use kinesin_stream::pixels::Pixels;
 use kinesin_stream::plan::{MfovPlan, PlannedTile, SectionPlan};
 use synthetic::{Recipe, cut, max, nominal, rms, section};
@@ -132,10 +132,10 @@ fn real_tiles() {
     let listed: serde_json::Value = serde_json::from_str(&text).expect("tiles.json");
     let mut specs: Vec<&serde_json::Value> = listed["tiles"].as_array().expect("a list").iter().collect();
     specs.sort_by_key(|s| s["name"].as_str().map(str::to_owned));
-    let id = MfovId { section: SectionId(0), region: RegionId(0), mfov: 0 };
+    let id = MfovId::new(SectionId(0), RegionId(0), 0);
     let (mut tiles, mut images) = (Vec::new(), BTreeMap::new());
     for (beam, spec) in specs.into_iter().enumerate() {
-        let key = TileKey { mfov: id, beam: BeamId(beam as u16), attempt: Attempt(0) };
+        let key = TileKey { mfov: id, beam: BeamId(beam as u16) };
         let pixels = png_image(&folder.join(spec["file"].as_str().expect("a name")));
         let nominal = Xy::new(spec["x"].as_f64().expect("x"), spec["y"].as_f64().expect("y"));
         let size = Xy::new(pixels.width() as u32, pixels.height() as u32);
@@ -143,7 +143,7 @@ fn real_tiles() {
         images.insert(key, pixels);
     }
     let mfovs = vec![MfovPlan { id, tiles }];
-    let plan = SectionPlan { section: SectionId(0), serial: SerialIndex(0), name: "temca".into(), mfovs };
+    let plan = SectionPlan { section: SectionId(0), serial: SerialIndex(0), name: "temca".into(), version: 0, mfovs };
     let present = images.keys().copied().collect();
     let mut matcher = Matcher::new(MatchConfig::default());
     let start = cpu_seconds();

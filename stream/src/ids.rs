@@ -19,7 +19,8 @@ pub struct SerialIndex(pub u32);
 #[serde(transparent)]
 pub struct RegionId(pub u16);
 
-/// The tiles of one stage stop: the unit of admission and of durable receipts.
+/// The tiles of one stage stop: the unit of admission and of durable receipts. A retake is a stage stop of its own: same place,
+/// next attempt, and as few tiles as were taken again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct MfovId {
     /// The section it belongs to.
@@ -28,6 +29,9 @@ pub struct MfovId {
     pub region: RegionId,
     /// Number within the region, from 0.
     pub mfov: u32,
+    /// Which exposure of this place.
+    #[serde(default)]
+    pub attempt: Attempt,
 }
 
 /// One probe of the microscope, from 0 at the centre outward along the hexagonal spiral.
@@ -35,20 +39,37 @@ pub struct MfovId {
 #[serde(transparent)]
 pub struct BeamId(pub u16);
 
-/// Which exposure of the same tile; 0 is the first, more are retakes.
+/// Which exposure of the same place; 0 is the first, more are retakes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Attempt(pub u16);
 
-/// One exposure of one beam at one stage stop.
+/// One beam at one stage stop: the attempt is that of the stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct TileKey {
     /// The stage stop.
     pub mfov: MfovId,
     /// The probe.
     pub beam: BeamId,
-    /// The exposure.
-    pub attempt: Attempt,
+}
+
+impl MfovId {
+    /// The first exposure of a place.
+    pub fn new(section: SectionId, region: RegionId, mfov: u32) -> Self {
+        Self { section, region, mfov, attempt: Attempt(0) }
+    }
+
+    /// The same place at this exposure.
+    pub fn at(self, attempt: Attempt) -> Self {
+        Self { attempt, ..self }
+    }
+}
+
+impl TileKey {
+    /// The same tile at its first exposure: equal for all attempts.
+    pub fn first(self) -> Self {
+        Self { mfov: self.mfov.at(Attempt(0)), ..self }
+    }
 }
 
 impl fmt::Display for SectionId {
@@ -59,7 +80,8 @@ impl fmt::Display for SectionId {
 
 impl fmt::Display for MfovId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} region {} mFOV {}", self.section, self.region.0, self.mfov)
+        write!(f, "{} region {} mFOV {}", self.section, self.region.0, self.mfov)?;
+        if self.attempt > Attempt(0) { write!(f, " attempt {}", self.attempt.0) } else { Ok(()) }
     }
 }
 
@@ -72,6 +94,6 @@ impl fmt::Display for BeamId {
 
 impl fmt::Display for TileKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} beam {} attempt {}", self.mfov, self.beam, self.attempt.0)
+        write!(f, "{} beam {}", self.mfov, self.beam)
     }
 }

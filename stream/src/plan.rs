@@ -45,6 +45,9 @@ pub struct SectionPlan {
     pub serial: SerialIndex,
     /// Name as the instrument gives it.
     pub name: String,
+    /// Raised by one with every amendment: a plan that promises retakes beside all that was promised before.
+    #[serde(default)]
+    pub version: u32,
     /// All stage stops, sorted by id.
     pub mfovs: Vec<MfovPlan>,
 }
@@ -54,7 +57,7 @@ pub struct SectionPlan {
 pub struct MfovPlan {
     /// The stage stop.
     pub id: MfovId,
-    /// One tile a beam (and attempt).
+    /// One tile a beam.
     pub tiles: Vec<PlannedTile>,
 }
 

@@ -386,7 +386,7 @@ mod tests {
 
     use super::*;
     use crate::geometry::Xy;
-    use crate::ids::{Attempt, BeamId, MfovId, RegionId, SectionId, SerialIndex, TileKey};
+    use crate::ids::{BeamId, MfovId, RegionId, SectionId, SerialIndex, TileKey};
     use crate::plan::{MfovPlan, PlannedTile, SectionPlan};
     use crate::tile::{Loss, Reason};
 
@@ -426,11 +426,11 @@ mod tests {
 
     fn plan() -> Arc<SectionPlan> {
         let section = SectionId(0);
-        let id = MfovId { section, region: RegionId(0), mfov: 0 };
-        let key = TileKey { mfov: id, beam: BeamId(0), attempt: Attempt(0) };
+        let id = MfovId::new(section, RegionId(0), 0);
+        let key = TileKey { mfov: id, beam: BeamId(0) };
         let tile = PlannedTile { key, name: "t".into(), nominal: Xy::default(), size: Xy::new(1, 1) };
         let mfovs = vec![MfovPlan { id, tiles: vec![tile] }];
-        Arc::new(SectionPlan { section, serial: SerialIndex(0), name: "s".into(), mfovs })
+        Arc::new(SectionPlan { section, serial: SerialIndex(0), name: "s".into(), version: 0, mfovs })
     }
 
     /// Runs numbers through two workers over edges that hold two items; returns the sum and the losses that arrived.

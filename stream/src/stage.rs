@@ -28,7 +28,7 @@ pub enum Flow<T> {
 
 /// An item that can be named in a message and that knows what is missing if it is set aside.
 pub trait Keyed: Cost + Send + Sync + 'static {
-    /// Which one it is, for messages: `section 3 region 0 mFOV 2 beam 007 attempt 0`.
+    /// Which one it is, for messages: `section 3 region 0 mFOV 2 beam 007`.
     fn label(&self) -> String;
 
     /// The promised tiles that will never come if this item is bad. Never empty for what carries a promised tile.

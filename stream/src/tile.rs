@@ -31,6 +31,10 @@ pub enum Reason {
     WrongShape(String),
     /// The whole section is missing.
     SectionMissing,
+    /// There was no room for it, and its instrument cannot be held; announced before.
+    NoRoom(String),
+    /// Its bytes were found changed at rest, where nobody could send them again.
+    Damaged(String),
 }
 
 impl std::fmt::Display for Reason {
@@ -40,6 +44,8 @@ impl std::fmt::Display for Reason {
             Self::Unreadable(what) => write!(f, "unreadable: {what}"),
             Self::WrongShape(what) => write!(f, "wrong shape: {what}"),
             Self::SectionMissing => write!(f, "the section is missing"),
+            Self::NoRoom(what) => write!(f, "no room: {what}"),
+            Self::Damaged(what) => write!(f, "damaged at rest: {what}"),
         }
     }
 }

@@ -154,7 +154,7 @@ impl Admission {
     /// Handles an event; `false` once the link has ended.
     async fn take<I: Instrument>(&mut self, event: Event, instrument: &mut I) -> Result<bool, AdmitError> {
         match event {
-            Event::SectionBegins(plan) => self.begin_section(plan),
+            Event::SectionBegins(plan) | Event::SectionAmended(plan) => self.begin_section(plan),
             Event::MfovBegins(id) => {
                 self.section(id.section, "MfovBegins")?;
             }

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use kinesin_backpressure::edge;
 use kinesin_stream::geometry::{BoxXy, Xy};
-use kinesin_stream::ids::{Attempt, BeamId, RegionId, SerialIndex};
+use kinesin_stream::ids::{BeamId, RegionId, SerialIndex};
 use kinesin_stream::ledger::{Counts, Ledger, Outcome, Place, PlanDigest};
 use kinesin_stream::link::{Head, HeadConfig, Keys, LinkSettings, Receipts, Role, make_keys};
 use kinesin_stream::plan::MfovPlan;
@@ -58,9 +58,9 @@ fn script(events: Vec<Event>) -> (Script, Arc<Mutex<Vec<Command>>>) {
 
 fn plan(mfovs: u32) -> Arc<SectionPlan> {
     let mfov = |mfov| {
-        let id = MfovId { section: SectionId(0), region: RegionId(0), mfov };
+        let id = MfovId::new(SectionId(0), RegionId(0), mfov);
         let tile = |beam| PlannedTile {
-            key: TileKey { mfov: id, beam: BeamId(beam), attempt: Attempt(0) },
+            key: TileKey { mfov: id, beam: BeamId(beam) },
             name: format!("{mfov}_{beam}"),
             nominal: Xy::default(),
             size: Xy::new(SIDE, SIDE),
@@ -68,7 +68,7 @@ fn plan(mfovs: u32) -> Arc<SectionPlan> {
         MfovPlan { id, tiles: (0..7).map(tile).collect() }
     };
     let mfovs = (0..mfovs).map(mfov).collect();
-    Arc::new(SectionPlan { section: SectionId(0), serial: SerialIndex(0), name: "s".into(), mfovs })
+    Arc::new(SectionPlan { section: SectionId(0), serial: SerialIndex(0), name: "s".into(), version: 0, mfovs })
 }
 
 fn tile(plan: &SectionPlan, mfov: usize, beam: usize) -> Event {

@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use kinesin_stream::geometry::{BoxXy, Xy};
-use kinesin_stream::ids::{Attempt, BeamId, MfovId, RegionId, SectionId, SerialIndex, TileKey};
+use kinesin_stream::ids::{BeamId, MfovId, RegionId, SectionId, SerialIndex, TileKey};
 use kinesin_stream::plan::{MfovPlan, PlannedTile, RunPlan, SectionPlan};
 use kinesin_stream::tile::Reason;
 
@@ -303,8 +303,8 @@ impl Dataset {
         let mut mfovs: BTreeMap<MfovId, Vec<PlannedTile>> = BTreeMap::new();
         for tile in section.tiles {
             let seat = tile.seat.expect("every tile was given a seat");
-            let mfov = MfovId { section: id, region: RegionId(seat.region), mfov: seat.mfov };
-            let key = TileKey { mfov, beam: BeamId(seat.beam), attempt: Attempt(0) };
+            let mfov = MfovId::new(id, RegionId(seat.region), seat.mfov);
+            let key = TileKey { mfov, beam: BeamId(seat.beam) };
             self.paths.insert(key, tile.path);
             mfovs.entry(mfov).or_default().push(PlannedTile { key, name: tile.name, nominal: tile.place, size });
         }
@@ -312,7 +312,7 @@ impl Dataset {
             tiles.sort_by_key(|t| t.key);
             MfovPlan { id, tiles }
         });
-        SectionPlan { section: id, serial, name: section.name, mfovs: mfovs.collect() }
+        SectionPlan { section: id, serial, name: section.name, version: 0, mfovs: mfovs.collect() }
     }
 
     /// Counts and extent of the promise, from its sections.
@@ -372,19 +372,24 @@ pub(crate) mod tests {
             let section = folder.join(format!("sections/{z:04}"));
             let id = SectionId(100 + z);
             let mfovs = (0..2).map(|m| {
-                let mfov = MfovId { section: id, region: RegionId(0), mfov: m };
+                let mfov = MfovId::new(id, RegionId(0), m);
                 let tiles = (0..2u16).map(|b| {
                     let name = format!("m{m}b{b}.png");
                     if (m, b) != (0, 1) {
                         write_image(&section.join("tiles").join(&name), 8, 6);
                     }
-                    let key = TileKey { mfov, beam: BeamId(b), attempt: Attempt(0) };
+                    let key = TileKey { mfov, beam: BeamId(b) };
                     PlannedTile { key, name, nominal: Xy::new(f64::from(b) * 7.0, f64::from(m) * 5.0), size }
                 });
                 MfovPlan { id: mfov, tiles: tiles.collect() }
             });
-            let plan =
-                SectionPlan { section: id, serial: SerialIndex(z), name: format!("s{z}"), mfovs: mfovs.collect() };
+            let plan = SectionPlan {
+                section: id,
+                serial: SerialIndex(z),
+                name: format!("s{z}"),
+                version: 0,
+                mfovs: mfovs.collect(),
+            };
             write(section.join("plan.json"), serde_json::to_value(plan).unwrap());
             let lost = BTreeMap::from([("m0b1.png", Reason::NotAcquired("beam off".into()))]);
             write(section.join("lost.json"), serde_json::to_value(lost).unwrap());

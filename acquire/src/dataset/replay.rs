@@ -123,6 +123,7 @@ impl Instrument for Recorded {
             Command::Hold => self.held = true,
             Command::Go => self.held = false,
             Command::Skip(mfov) => drop(self.skip.insert(mfov)),
+            Command::Kept(_) => {}
             // It has no speed of its own: whoever takes the tiles sets the pace.
             Command::Slow(_) => return Err(InstrumentError::Refused { instrument: "a recorded data set", command }),
         }
@@ -151,6 +152,7 @@ mod tests {
                 },
                 Event::TileLost(key, reason) => format!("lost {} {reason}", key.beam.0),
                 Event::MfovEnds(m) => format!("stopped {}", m.mfov),
+                Event::SectionAmended(_) => panic!("nothing is taken again"),
                 Event::SectionEnds(s) => format!("ended {}", s.0),
             });
         }

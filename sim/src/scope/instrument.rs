@@ -162,6 +162,7 @@ impl Instrument for SimulatedScope {
             }
             Command::Slow(_) => return Err(InstrumentError::Refused { instrument: "simulated scope", command }),
             Command::Skip(mfov) => self.transport.skip(mfov),
+            Command::Kept(_) => {}
         }
         Ok(())
     }

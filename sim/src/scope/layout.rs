@@ -9,7 +9,7 @@
 //! without any error has its tiles where they belong in the volume.
 
 use kinesin_stream::geometry::{BoxXy, Xy};
-use kinesin_stream::ids::{Attempt, BeamId, MfovId, RegionId, SectionId, SerialIndex, TileKey};
+use kinesin_stream::ids::{BeamId, MfovId, RegionId, SectionId, SerialIndex, TileKey};
 use kinesin_stream::plan::{MfovPlan, PlannedTile, SectionPlan};
 
 use super::config::LayoutConfig;
@@ -113,9 +113,9 @@ impl Layout {
     /// The promise of a section, named like those of a MultiSEM.
     pub fn section_plan(&self, section: SectionId, serial: SerialIndex) -> SectionPlan {
         let mfov = |m: u32| {
-            let id = MfovId { section, region: RegionId(0), mfov: m };
+            let id = MfovId::new(section, RegionId(0), m);
             let tile = |b: u16| PlannedTile {
-                key: TileKey { mfov: id, beam: BeamId(b), attempt: Attempt(0) },
+                key: TileKey { mfov: id, beam: BeamId(b) },
                 name: format!("{:03}_{:06}_{:03}.tif", section.0 + 1, m + 1, b + 1),
                 nominal: self.nominal(m, b),
                 size: self.tile,
@@ -126,6 +126,7 @@ impl Layout {
             section,
             serial,
             name: format!("{:03}_S{}R1", section.0 + 1, serial.0 + 1),
+            version: 0,
             mfovs: (0..self.mfovs).map(mfov).collect(),
         }
     }

@@ -264,6 +264,7 @@ async fn every_promised_tile_comes_or_is_lost_before_its_mfov_ends_and_every_fau
                 lost.insert(*key);
             }
             Event::MfovEnds(id) => assert!(open.remove(id).unwrap().is_empty(), "{id} ended too early"),
+            Event::SectionAmended(_) => panic!("nothing is taken again"),
             Event::SectionEnds(id) => assert!(sections.remove(id) && open.keys().all(|m| m.section != *id)),
         }
     }

@@ -160,22 +160,28 @@ fn between(a: &Pair<'_>, b: &Pair<'_>, errors: &mut Errors) {
 
 #[cfg(test)]
 pub(super) mod tests {
-    use kinesin_stream::ids::{Attempt, BeamId, MfovId, RegionId, SectionId, SerialIndex, TileKey};
+    use kinesin_stream::ids::{BeamId, MfovId, RegionId, SectionId, SerialIndex, TileKey};
     use kinesin_stream::plan::MfovPlan;
 
     use super::*;
 
     /// Two by two tiles of 101 x 81 px that overlap by 21 px.
     pub(in super::super) fn plan(serial: u32) -> SectionPlan {
-        let mfov = MfovId { section: SectionId(serial), region: RegionId(0), mfov: 0 };
+        let mfov = MfovId::new(SectionId(serial), RegionId(0), 0);
         let tiles = (0..4u16).map(|i| PlannedTile {
-            key: TileKey { mfov, beam: BeamId(i), attempt: Attempt(0) },
+            key: TileKey { mfov, beam: BeamId(i) },
             name: format!("t{i}"),
             nominal: Xy::new(f64::from(i % 2) * 80.0, f64::from(i / 2) * 60.0),
             size: Xy::new(101, 81),
         });
         let mfovs = vec![MfovPlan { id: mfov, tiles: tiles.collect() }];
-        SectionPlan { section: SectionId(serial), serial: SerialIndex(serial), name: format!("s{serial}"), mfovs }
+        SectionPlan {
+            section: SectionId(serial),
+            serial: SerialIndex(serial),
+            name: format!("s{serial}"),
+            version: 0,
+            mfovs,
+        }
     }
 
     fn moved(truth: &BTreeMap<String, TileToSection>, by: &Affine) -> BTreeMap<String, TileToSection> {

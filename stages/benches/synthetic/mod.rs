@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use kinesin_stages::pointmatch::{Matcher, PairMatches, pairs};
 use kinesin_stream::geometry::{BoxXy, Xy};
-use kinesin_stream::ids::{Attempt, BeamId, MfovId, RegionId, SectionId, SerialIndex, TileKey};
+use kinesin_stream::ids::{BeamId, MfovId, RegionId, SectionId, SerialIndex, TileKey};
 use kinesin_stream::pixels::Pixels;
 use kinesin_stream::plan::{MfovPlan, PlannedTile, SectionPlan};
 
@@ -93,13 +93,13 @@ impl Truth {
 
 /// Draws the section.
 pub(crate) fn section(recipe: &Recipe) -> Section {
-    let id = MfovId { section: SectionId(5), region: RegionId(0), mfov: 0 };
+    let id = MfovId::new(SectionId(5), RegionId(0), 0);
     let (w, h) = (f64::from(recipe.size.0), f64::from(recipe.size.1));
     let pitch = Xy::new(w * (1.0 - recipe.overlap), (w * 0.75f64.sqrt()).min(h) * (1.0 - recipe.overlap));
     let mut random = Random(hash(recipe.seed as i64, 3, 0));
     let (mut tiles, mut images, mut truth) = (Vec::new(), BTreeMap::new(), BTreeMap::new());
     for (beam, (column, row)) in hexagon(recipe.rings).into_iter().enumerate() {
-        let key = TileKey { mfov: id, beam: BeamId(beam as u16), attempt: Attempt(0) };
+        let key = TileKey { mfov: id, beam: BeamId(beam as u16) };
         let nominal = Xy::new((column * pitch.x).round(), (row * pitch.y).round());
         let mut even = || recipe.stage_px * (2.0 * random.next() - 1.0);
         let origin = nominal + Xy::new(even(), even());
@@ -117,6 +117,7 @@ pub(crate) fn section(recipe: &Recipe) -> Section {
         section: SectionId(5),
         serial: SerialIndex(0),
         name: "synthetic".into(),
+        version: 0,
         mfovs: vec![MfovPlan { id, tiles }],
     };
     let blank = truth.keys().copied().filter(|k| recipe.blank.contains(&k.beam.0)).collect();

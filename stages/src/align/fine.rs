@@ -1,7 +1,7 @@
 //! From a coarse pose to the final warp: match patches under the present warp, solve, warp again, finer.
 
 use kinesin_stream::geometry::{BoxXy, Xy, full_to_reduced, reduced_to_full};
-use kinesin_stream::ids::{Attempt, BeamId, MfovId, RegionId, SectionId, SerialIndex, TileKey};
+use kinesin_stream::ids::{BeamId, MfovId, RegionId, SectionId, SerialIndex, TileKey};
 use kinesin_stream::map::{Affine, Grid, Map};
 use kinesin_stream::pixels::Pixels;
 use ndarray::Array2;
@@ -259,8 +259,8 @@ fn reduced(map: &Map, origin: Xy<i64>, s: f64) -> Map {
 
 /// The renderer wants to know who is who; here there is only one.
 fn only_key() -> TileKey {
-    let mfov = MfovId { section: SectionId(0), region: RegionId(0), mfov: 0 };
-    TileKey { mfov, beam: BeamId(0), attempt: Attempt(0) }
+    let mfov = MfovId::new(SectionId(0), RegionId(0), 0);
+    TileKey { mfov, beam: BeamId(0) }
 }
 
 /// A comparable image at the scale of the coarse step, or at `scale` where given.

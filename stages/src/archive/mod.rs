@@ -346,7 +346,8 @@ impl Archive {
     }
 
     fn path(&self, mfov: MfovId) -> PathBuf {
-        let name = format!("s{:06}_r{:03}_m{:06}.tiles", mfov.section.0, mfov.region.0, mfov.mfov);
+        let MfovId { section, region, mfov, attempt } = mfov;
+        let name = format!("s{:06}_r{:03}_m{mfov:06}_a{:02}.tiles", section.0, region.0, attempt.0);
         self.0.folder.join(name)
     }
 }

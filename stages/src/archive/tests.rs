@@ -2,7 +2,7 @@
 
 use super::*;
 use kinesin_stream::geometry::Xy;
-use kinesin_stream::ids::{Attempt, BeamId, RegionId, SectionId, SerialIndex};
+use kinesin_stream::ids::{BeamId, RegionId, SectionId, SerialIndex};
 use kinesin_stream::ledger::{Counts, PlanDigest};
 use kinesin_stream::plan::PlannedTile;
 
@@ -10,9 +10,9 @@ const DIGEST: PlanDigest = PlanDigest([1; 32]);
 
 fn plan(mfovs: u32, beams: u16) -> Arc<SectionPlan> {
     let mfov = |mfov| {
-        let id = MfovId { section: SectionId(5), region: RegionId(0), mfov };
+        let id = MfovId::new(SectionId(5), RegionId(0), mfov);
         let tile = |beam| PlannedTile {
-            key: TileKey { mfov: id, beam: BeamId(beam), attempt: Attempt(0) },
+            key: TileKey { mfov: id, beam: BeamId(beam) },
             name: format!("{mfov}_{beam}"),
             nominal: Xy::default(),
             size: Xy::new(40, 10),
@@ -20,7 +20,7 @@ fn plan(mfovs: u32, beams: u16) -> Arc<SectionPlan> {
         MfovPlan { id, tiles: (0..beams).map(tile).collect() }
     };
     let mfovs = (0..mfovs).map(mfov).collect();
-    Arc::new(SectionPlan { section: SectionId(5), serial: SerialIndex(5), name: "s5".into(), mfovs })
+    Arc::new(SectionPlan { section: SectionId(5), serial: SerialIndex(5), name: "s5".into(), version: 0, mfovs })
 }
 
 fn tile(plan: &Arc<SectionPlan>, mfov: usize, beam: usize, seed: u8) -> Tile {

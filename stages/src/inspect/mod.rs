@@ -213,7 +213,7 @@ pub fn compare(tiles: &mut BTreeMap<TileKey, TileQuality>, config: &InspectConfi
 #[cfg(test)]
 mod tests {
     use super::*;
-    use kinesin_stream::ids::{Attempt, BeamId, MfovId, RegionId, SectionId};
+    use kinesin_stream::ids::{BeamId, MfovId, RegionId, SectionId};
 
     fn image(width: usize, height: usize, value: impl Fn(usize, usize) -> f64) -> Pixels {
         let data: Vec<u8> = (0..width * height).map(|i| value(i % width, i / width).clamp(0.0, 255.0) as u8).collect();
@@ -268,8 +268,8 @@ mod tests {
         let clean = inspect(&image(300, 300, |x, y| waves(x, y, 10.0)), &config);
         let noisy = inspect(&image(300, 300, |x, y| waves(x, y, 10.0) + noise(x, y, 12.0)), &config);
         assert!((clean.sharpness - noisy.sharpness).abs() < 0.03, "{clean:?} {noisy:?}");
-        let mfov = MfovId { section: SectionId(0), region: RegionId(0), mfov: 0 };
-        let key = |beam| TileKey { mfov, beam: BeamId(beam), attempt: Attempt(0) };
+        let mfov = MfovId::new(SectionId(0), RegionId(0), 0);
+        let key = |beam| TileKey { mfov, beam: BeamId(beam) };
         let mut tiles: BTreeMap<_, _> = (0..6).map(|b| (key(b), clean)).collect();
         tiles.insert(key(6), inspect(&image(300, 300, |x, y| waves(x, y, 30.0)), &config));
         compare(&mut tiles, &config);

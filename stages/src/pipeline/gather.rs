@@ -99,7 +99,7 @@ impl Gather {
 mod tests {
     use super::*;
     use kinesin_stream::geometry::Xy;
-    use kinesin_stream::ids::{Attempt, BeamId, RegionId, SerialIndex};
+    use kinesin_stream::ids::{BeamId, RegionId, SerialIndex};
     use kinesin_stream::plan::{MfovPlan, PlannedTile};
 
     const GOOD: TileQuality = TileQuality {
@@ -116,9 +116,9 @@ mod tests {
     fn plan() -> Arc<SectionPlan> {
         let section = SectionId(4);
         let mfov = |mfov: u32| {
-            let id = MfovId { section, region: RegionId(0), mfov };
+            let id = MfovId::new(section, RegionId(0), mfov);
             let tile = |beam: u16| PlannedTile {
-                key: TileKey { mfov: id, beam: BeamId(beam), attempt: Attempt(0) },
+                key: TileKey { mfov: id, beam: BeamId(beam) },
                 name: format!("{mfov}_{beam}"),
                 nominal: Xy::new(f64::from(beam) * 90.0, f64::from(mfov) * 90.0),
                 size: Xy::new(100, 100),
@@ -126,7 +126,7 @@ mod tests {
             MfovPlan { id, tiles: vec![tile(0), tile(1)] }
         };
         let mfovs = (0..3).map(mfov).collect();
-        Arc::new(SectionPlan { section, serial: SerialIndex(0), name: "s".into(), mfovs })
+        Arc::new(SectionPlan { section, serial: SerialIndex(0), name: "s".into(), version: 0, mfovs })
     }
 
     fn run(order: [usize; 3], blank: Option<TileKey>) -> (usize, Vec<(TileKey, TileKey)>) {

@@ -163,7 +163,7 @@ impl MontageBox {
 
 /// The last durable attempt of each tile.
 fn current(tiles: &BTreeMap<TileKey, TileQuality>) -> BTreeSet<TileKey> {
-    let last: BTreeMap<_, _> = tiles.keys().map(|k| ((k.mfov, k.beam), *k)).collect();
+    let last: BTreeMap<_, _> = tiles.keys().map(|k| (k.first(), *k)).collect();
     last.into_values().collect()
 }
 

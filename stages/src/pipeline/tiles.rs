@@ -163,7 +163,7 @@ mod tests {
     use super::*;
     use crate::render::{RenderConfig, Tone};
     use kinesin_backpressure::Budget;
-    use kinesin_stream::ids::{Attempt, BeamId, MfovId, RegionId, SectionId};
+    use kinesin_stream::ids::{BeamId, MfovId, RegionId, SectionId};
     use kinesin_stream::map::{Affine, Map};
 
     struct Shades;
@@ -175,8 +175,8 @@ mod tests {
     }
 
     fn placed(beam: u16) -> PlacedTile {
-        let mfov = MfovId { section: SectionId(0), region: RegionId(0), mfov: 0 };
-        let key = TileKey { mfov, beam: BeamId(beam), attempt: Attempt(0) };
+        let mfov = MfovId::new(SectionId(0), RegionId(0), 0);
+        let key = TileKey { mfov, beam: BeamId(beam) };
         let map = Map::Affine(Affine::translation(Xy::new(60.0 * f64::from(beam), 0.0)));
         PlacedTile { key, size: Xy::new(64, 64), map, tone: Tone::IDENTITY }
     }

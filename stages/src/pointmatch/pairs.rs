@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use kinesin_stream::geometry::{BoxXy, Xy};
-use kinesin_stream::ids::{BeamId, MfovId, TileKey};
+use kinesin_stream::ids::TileKey;
 use kinesin_stream::plan::{PlannedTile, SectionPlan};
 use serde::{Deserialize, Serialize};
 
@@ -94,9 +94,9 @@ pub fn pairs(plan: &SectionPlan, present: &BTreeSet<TileKey>, config: &MatchConf
 }
 
 /// The last present attempt of each beam at each stop.
-fn current(present: &BTreeSet<TileKey>) -> BTreeMap<(MfovId, BeamId), TileKey> {
+fn current(present: &BTreeSet<TileKey>) -> BTreeMap<TileKey, TileKey> {
     // Ascending order: a later attempt overwrites an earlier one.
-    present.iter().map(|&k| ((k.mfov, k.beam), k)).collect()
+    present.iter().map(|&k| (k.first(), k)).collect()
 }
 
 fn pair_of(p: &PlannedTile, q: &PlannedTile, config: &MatchConfig) -> Option<Pair> {
@@ -111,20 +111,23 @@ fn pair_of(p: &PlannedTile, q: &PlannedTile, config: &MatchConfig) -> Option<Pai
 #[cfg(test)]
 mod tests {
     use super::*;
-    use kinesin_stream::ids::{Attempt, RegionId, SectionId, SerialIndex};
+    use kinesin_stream::ids::{Attempt, BeamId, MfovId, RegionId, SectionId, SerialIndex};
     use kinesin_stream::plan::MfovPlan;
 
     fn plan(places: &[(f64, f64)], size: Xy<u32>, attempts: u16) -> SectionPlan {
-        let id = MfovId { section: SectionId(3), region: RegionId(0), mfov: 0 };
+        let id = MfovId::new(SectionId(3), RegionId(0), 0);
         let tile = |(beam, &(x, y)): (usize, &(f64, f64)), attempt| PlannedTile {
-            key: TileKey { mfov: id, beam: BeamId(beam as u16), attempt: Attempt(attempt) },
+            key: TileKey { mfov: id.at(Attempt(attempt)), beam: BeamId(beam as u16) },
             name: format!("{beam}-{attempt}"),
             nominal: Xy::new(x, y),
             size,
         };
-        let tiles = places.iter().enumerate().flat_map(|t| (0..attempts).map(move |a| tile(t, a))).collect();
+        let stop = |attempt| MfovPlan {
+            id: id.at(Attempt(attempt)),
+            tiles: places.iter().enumerate().map(|t| tile(t, attempt)).collect(),
+        };
         let (section, serial) = (SectionId(3), SerialIndex(0));
-        SectionPlan { section, serial, name: "s".into(), mfovs: vec![MfovPlan { id, tiles }] }
+        SectionPlan { section, serial, name: "s".into(), version: 0, mfovs: (0..attempts).map(stop).collect() }
     }
 
     fn keys(plan: &SectionPlan) -> BTreeSet<TileKey> {
@@ -155,10 +158,10 @@ mod tests {
         let mut present = keys(&plan);
         let found = pairs(&plan, &present, &MatchConfig::default());
         assert_eq!(found.len(), 1);
-        assert_eq!((found[0].p.attempt, found[0].q.attempt), (Attempt(1), Attempt(1)));
-        present.retain(|k| k.attempt == Attempt(0) || k.beam == BeamId(0));
+        assert_eq!((found[0].p.mfov.attempt, found[0].q.mfov.attempt), (Attempt(1), Attempt(1)));
+        present.retain(|k| k.mfov.attempt == Attempt(0) || k.beam == BeamId(0));
         let found = pairs(&plan, &present, &MatchConfig::default());
-        assert_eq!((found[0].p.attempt, found[0].q.attempt), (Attempt(1), Attempt(0)));
+        assert_eq!((found[0].p.mfov.attempt, found[0].q.mfov.attempt), (Attempt(1), Attempt(0)));
     }
 
     #[test]

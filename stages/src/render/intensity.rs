@@ -171,13 +171,13 @@ fn tied_least_squares(links: &[Link], weights: &[f64], rest: &[f64], mut x: Vec<
 
 #[cfg(test)]
 mod tests {
-    use kinesin_stream::ids::{Attempt, BeamId, MfovId, RegionId, SectionId};
+    use kinesin_stream::ids::{BeamId, MfovId, RegionId, SectionId};
 
     use super::*;
 
     fn key(beam: u16) -> TileKey {
-        let mfov = MfovId { section: SectionId(0), region: RegionId(0), mfov: 0 };
-        TileKey { mfov, beam: BeamId(beam), attempt: Attempt(0) }
+        let mfov = MfovId::new(SectionId(0), RegionId(0), 0);
+        TileKey { mfov, beam: BeamId(beam) }
     }
 
     /// Overlaps in a ring of `n` tiles that show tissue of mean 120, sd 30 through their own tones.

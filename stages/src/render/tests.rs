@@ -1,12 +1,12 @@
 use kinesin_stream::geometry::{Xy, reduced_to_full};
-use kinesin_stream::ids::{Attempt, BeamId, MfovId, RegionId, SectionId, TileKey};
+use kinesin_stream::ids::{BeamId, MfovId, RegionId, SectionId, TileKey};
 use kinesin_stream::map::{Affine, Grid, Map, SectionToVolume, TileToSection};
 
 use super::*;
 
 fn key(beam: u16) -> TileKey {
-    let mfov = MfovId { section: SectionId(0), region: RegionId(0), mfov: 0 };
-    TileKey { mfov, beam: BeamId(beam), attempt: Attempt(0) }
+    let mfov = MfovId::new(SectionId(0), RegionId(0), 0);
+    TileKey { mfov, beam: BeamId(beam) }
 }
 
 /// Smooth tissue whose value is known everywhere: 40 to 216, nothing shorter than 20 px.

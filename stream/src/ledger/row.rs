@@ -148,25 +148,25 @@ impl<'de> Deserialize<'de> for ContentHash {
 }
 
 /// Bytes of a stored mFOV id and of a stored tile key. Big-endian: byte order is key order.
-pub const MFOV_KEY_BYTES: usize = 10;
+pub const MFOV_KEY_BYTES: usize = 12;
 /// See [`MFOV_KEY_BYTES`].
 pub const TILE_KEY_BYTES: usize = 14;
 
-/// `section, region, mfov`, big-endian.
+/// `section, region, mfov, attempt`, big-endian.
 pub fn mfov_bytes(id: MfovId) -> [u8; MFOV_KEY_BYTES] {
     let mut bytes = [0; MFOV_KEY_BYTES];
     bytes[..4].copy_from_slice(&id.section.0.to_be_bytes());
     bytes[4..6].copy_from_slice(&id.region.0.to_be_bytes());
-    bytes[6..].copy_from_slice(&id.mfov.to_be_bytes());
+    bytes[6..10].copy_from_slice(&id.mfov.to_be_bytes());
+    bytes[10..].copy_from_slice(&id.attempt.0.to_be_bytes());
     bytes
 }
 
-/// `mfov, beam, attempt`, big-endian. The same layout goes over the wire and into archive files.
+/// `mfov, beam`, big-endian. The same layout goes over the wire and into archive files.
 pub fn tile_bytes(key: TileKey) -> [u8; TILE_KEY_BYTES] {
     let mut bytes = [0; TILE_KEY_BYTES];
-    bytes[..10].copy_from_slice(&mfov_bytes(key.mfov));
-    bytes[10..12].copy_from_slice(&key.beam.0.to_be_bytes());
-    bytes[12..].copy_from_slice(&key.attempt.0.to_be_bytes());
+    bytes[..MFOV_KEY_BYTES].copy_from_slice(&mfov_bytes(key.mfov));
+    bytes[MFOV_KEY_BYTES..].copy_from_slice(&key.beam.0.to_be_bytes());
     bytes
 }
 
@@ -176,14 +176,13 @@ pub fn mfov_from(b: &[u8; MFOV_KEY_BYTES]) -> MfovId {
         section: SectionId(u32::from_be_bytes([b[0], b[1], b[2], b[3]])),
         region: RegionId(u16::from_be_bytes([b[4], b[5]])),
         mfov: u32::from_be_bytes([b[6], b[7], b[8], b[9]]),
+        attempt: Attempt(u16::from_be_bytes([b[10], b[11]])),
     }
 }
 
 /// Inverse of [`tile_bytes`].
 pub fn tile_from(b: &[u8; TILE_KEY_BYTES]) -> TileKey {
-    TileKey {
-        mfov: mfov_from(&[b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7], b[8], b[9]]),
-        beam: BeamId(u16::from_be_bytes([b[10], b[11]])),
-        attempt: Attempt(u16::from_be_bytes([b[12], b[13]])),
-    }
+    let mut mfov = [0; MFOV_KEY_BYTES];
+    mfov.copy_from_slice(&b[..MFOV_KEY_BYTES]);
+    TileKey { mfov: mfov_from(&mfov), beam: BeamId(u16::from_be_bytes([b[12], b[13]])) }
 }

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::geometry::Xy;
-use crate::ids::{Attempt, BeamId, RegionId, SerialIndex};
+use crate::ids::{BeamId, RegionId, SerialIndex};
 use crate::plan::{MfovPlan, PlannedTile};
 use crate::tile::Reason;
 
@@ -10,9 +10,9 @@ const DIGEST: PlanDigest = PlanDigest([7; 32]);
 
 fn plan(section: u32, mfovs: u32, beams: u16) -> SectionPlan {
     let mfov = |mfov| {
-        let id = MfovId { section: SectionId(section), region: RegionId(0), mfov };
+        let id = MfovId::new(SectionId(section), RegionId(0), mfov);
         let tile = |beam| PlannedTile {
-            key: TileKey { mfov: id, beam: BeamId(beam), attempt: Attempt(0) },
+            key: TileKey { mfov: id, beam: BeamId(beam) },
             name: format!("{section}_{mfov}_{beam}.tif"),
             nominal: Xy::default(),
             size: Xy::new(8, 4),
@@ -23,6 +23,7 @@ fn plan(section: u32, mfovs: u32, beams: u16) -> SectionPlan {
         section: SectionId(section),
         serial: SerialIndex(section),
         name: format!("s{section}"),
+        version: 0,
         mfovs: (0..mfovs).map(mfov).collect(),
     }
 }

@@ -6,7 +6,7 @@ use quinn::{Connection, SendStream, WriteError};
 
 use super::End;
 use super::wire::{FrameHead, Kind, opening};
-use crate::ids::{Attempt, BeamId, MfovId, TileKey};
+use crate::ids::{BeamId, MfovId, TileKey};
 use crate::ledger::ContentHash;
 use crate::pixels::Pixels;
 use crate::tile::Reason;
@@ -72,7 +72,7 @@ async fn write_mfov(stream: &mut SendStream, shipment: &Shipment) -> Result<(), 
         stream.write_all(&head.encode()).await?;
         stream.write_chunk(body).await?;
     }
-    let nobody = TileKey { mfov: shipment.mfov, beam: BeamId(0), attempt: Attempt(0) };
+    let nobody = TileKey { mfov: shipment.mfov, beam: BeamId(0) };
     let end = FrameHead { kind: Kind::End, key: nobody, width: 0, height: 0, body: 0, hash: ContentHash([0; 32]) };
     stream.write_all(&end.encode()).await
 }

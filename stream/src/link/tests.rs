@@ -12,7 +12,7 @@ use super::shared::lock;
 use super::wire::{FrameHead, Kind, MAX_CONTROL, PROTOCOL, ToHead, ToScope, opening, read_message, write_message};
 use super::*;
 use crate::geometry::Xy;
-use crate::ids::{Attempt, BeamId, RegionId, SectionId, SerialIndex, TileKey};
+use crate::ids::{BeamId, RegionId, SectionId, SerialIndex, TileKey};
 use crate::ledger::{ContentHash, Counts, Ledger, Outcome, Place, PlanDigest};
 use crate::pixels::Pixels;
 use crate::plan::{MfovPlan, PlannedTile, SectionPlan};
@@ -33,9 +33,9 @@ fn settings() -> LinkSettings {
 
 fn plan(section: u32, mfovs: u32, beams: u16) -> Arc<SectionPlan> {
     let mfov = |mfov| {
-        let id = MfovId { section: SectionId(section), region: RegionId(0), mfov };
+        let id = MfovId::new(SectionId(section), RegionId(0), mfov);
         let tile = |beam| PlannedTile {
-            key: TileKey { mfov: id, beam: BeamId(beam), attempt: Attempt(0) },
+            key: TileKey { mfov: id, beam: BeamId(beam) },
             name: format!("{section}_{mfov}_{beam}"),
             nominal: Xy::default(),
             size: Xy::new(SIDE, SIDE),
@@ -43,7 +43,13 @@ fn plan(section: u32, mfovs: u32, beams: u16) -> Arc<SectionPlan> {
         MfovPlan { id, tiles: (0..beams).map(tile).collect() }
     };
     let mfovs = (0..mfovs).map(mfov).collect();
-    Arc::new(SectionPlan { section: SectionId(section), serial: SerialIndex(section), name: "s".into(), mfovs })
+    Arc::new(SectionPlan {
+        section: SectionId(section),
+        serial: SerialIndex(section),
+        name: "s".into(),
+        version: 0,
+        mfovs,
+    })
 }
 
 fn pixels(key: TileKey) -> Pixels {
