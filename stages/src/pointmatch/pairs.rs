@@ -161,7 +161,7 @@ mod tests {
         assert_eq!((found[0].p.mfov.attempt, found[0].q.mfov.attempt), (Attempt(1), Attempt(1)));
         present.retain(|k| k.mfov.attempt == Attempt(0) || k.beam == BeamId(0));
         let found = pairs(&plan, &present, &MatchConfig::default());
-        assert_eq!((found[0].p.mfov.attempt, found[0].q.mfov.attempt), (Attempt(1), Attempt(0)));
+        assert_eq!((found[0].p.mfov.attempt, found[0].q.mfov.attempt), (Attempt(0), Attempt(1)));
     }
 
     #[test]
