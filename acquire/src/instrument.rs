@@ -44,10 +44,11 @@ pub enum Event {
     TileLost(TileKey, Reason),
     /// Every promised tile of this stop was emitted or declared lost.
     MfovEnds(MfovId),
-    /// Every mFOV of the section has ended.
+    /// Every mFOV of the section that was promised so far has ended. Said as soon as that is so.
     SectionEnds(SectionId),
-    /// The section's promise again, one version on, with retakes beside all that was promised before. May come after its
-    /// [`Self::SectionEnds`]; the section then ends once more.
+    /// The section's promise again, one version on, with retakes beside all that was promised before
+    /// ([`SectionPlan::amended`]). While a promised mFOV has not ended, retakes belong to the result that is being made; after
+    /// [`Self::SectionEnds`] they make the next one, say so in their `revision`, and the section ends once more.
     SectionAmended(Arc<SectionPlan>),
 }
 

@@ -156,7 +156,7 @@ impl Input {
                 serial: SerialIndex(z as u32),
                 name,
                 version: 0,
-                mfovs: vec![MfovPlan { id, tiles: vec![tile] }],
+                mfovs: vec![MfovPlan { id, revision: 0, tiles: vec![tile] }],
             })
         };
         let plan = RunPlan {

@@ -142,7 +142,7 @@ fn real_tiles() {
         tiles.push(PlannedTile { key, name: spec["name"].as_str().expect("a name").into(), nominal, size });
         images.insert(key, pixels);
     }
-    let mfovs = vec![MfovPlan { id, tiles }];
+    let mfovs = vec![MfovPlan { id, revision: 0, tiles }];
     let plan = SectionPlan { section: SectionId(0), serial: SerialIndex(0), name: "temca".into(), version: 0, mfovs };
     let present = images.keys().copied().collect();
     let mut matcher = Matcher::new(MatchConfig::default());

@@ -59,6 +59,16 @@ pub struct MfovPlan {
     pub id: MfovId,
     /// One tile a beam.
     pub tiles: Vec<PlannedTile>,
+    /// How often its section had ended when this stop was promised. A section ends when every stop promised so far has ended.
+    /// What is promised before its first end (0) makes one result together; what is promised later makes the next version
+    /// of a result that is there already.
+    #[serde(default, skip_serializing_if = "is_first")]
+    pub revision: u32,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde hands over a reference")]
+fn is_first(revision: &u32) -> bool {
+    *revision == 0
 }
 
 /// One promised tile.
@@ -80,10 +90,28 @@ impl SectionPlan {
         self.mfovs.iter().flat_map(|m| m.tiles.iter())
     }
 
+    /// The stage stop with this id.
+    pub fn mfov(&self, id: MfovId) -> Option<&MfovPlan> {
+        self.mfovs.binary_search_by_key(&id, |m| m.id).ok().map(|i| &self.mfovs[i])
+    }
+
+    /// The promise with more stops beside all that were promised before, one version on.
+    pub fn amended(&self, more: impl IntoIterator<Item = MfovPlan>) -> Self {
+        let mut mfovs = self.mfovs.clone();
+        mfovs.extend(more);
+        mfovs.sort_by_key(|m| m.id);
+        Self { version: self.version + 1, mfovs, ..self.clone() }
+    }
+
+    /// The promise as far as version `revision` of the section's result counts it.
+    pub fn as_of(&self, revision: u32) -> Self {
+        let mfovs = self.mfovs.iter().filter(|m| m.revision <= revision).cloned().collect();
+        Self { mfovs, ..self.clone() }
+    }
+
     /// The promised tile with this key.
     pub fn tile(&self, key: TileKey) -> Option<&PlannedTile> {
-        let mfov = self.mfovs.binary_search_by_key(&key.mfov, |m| m.id).ok()?;
-        let tiles = &self.mfovs[mfov].tiles;
+        let tiles = &self.mfov(key.mfov)?.tiles;
         tiles.binary_search_by_key(&key, |t| t.key).ok().map(|i| &tiles[i])
     }
 }

@@ -429,7 +429,7 @@ mod tests {
         let id = MfovId::new(section, RegionId(0), 0);
         let key = TileKey { mfov: id, beam: BeamId(0) };
         let tile = PlannedTile { key, name: "t".into(), nominal: Xy::default(), size: Xy::new(1, 1) };
-        let mfovs = vec![MfovPlan { id, tiles: vec![tile] }];
+        let mfovs = vec![MfovPlan { id, revision: 0, tiles: vec![tile] }];
         Arc::new(SectionPlan { section, serial: SerialIndex(0), name: "s".into(), version: 0, mfovs })
     }
 

@@ -65,7 +65,7 @@ fn plan(mfovs: u32) -> Arc<SectionPlan> {
             nominal: Xy::default(),
             size: Xy::new(SIDE, SIDE),
         };
-        MfovPlan { id, tiles: (0..7).map(tile).collect() }
+        MfovPlan { id, revision: 0, tiles: (0..7).map(tile).collect() }
     };
     let mfovs = (0..mfovs).map(mfov).collect();
     Arc::new(SectionPlan { section: SectionId(0), serial: SerialIndex(0), name: "s".into(), version: 0, mfovs })

@@ -310,7 +310,7 @@ impl Dataset {
         }
         let mfovs = mfovs.into_iter().map(|(id, mut tiles)| {
             tiles.sort_by_key(|t| t.key);
-            MfovPlan { id, tiles }
+            MfovPlan { id, revision: 0, tiles }
         });
         SectionPlan { section: id, serial, name: section.name, version: 0, mfovs: mfovs.collect() }
     }
@@ -381,7 +381,7 @@ pub(crate) mod tests {
                     let key = TileKey { mfov, beam: BeamId(b) };
                     PlannedTile { key, name, nominal: Xy::new(f64::from(b) * 7.0, f64::from(m) * 5.0), size }
                 });
-                MfovPlan { id: mfov, tiles: tiles.collect() }
+                MfovPlan { id: mfov, revision: 0, tiles: tiles.collect() }
             });
             let plan = SectionPlan {
                 section: id,

@@ -120,7 +120,7 @@ impl Layout {
                 nominal: self.nominal(m, b),
                 size: self.tile,
             };
-            MfovPlan { id, tiles: (0..self.beams).map(tile).collect() }
+            MfovPlan { id, revision: 0, tiles: (0..self.beams).map(tile).collect() }
         };
         SectionPlan {
             section,

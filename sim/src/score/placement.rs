@@ -174,7 +174,7 @@ pub(super) mod tests {
             nominal: Xy::new(f64::from(i % 2) * 80.0, f64::from(i / 2) * 60.0),
             size: Xy::new(101, 81),
         });
-        let mfovs = vec![MfovPlan { id: mfov, tiles: tiles.collect() }];
+        let mfovs = vec![MfovPlan { id: mfov, revision: 0, tiles: tiles.collect() }];
         SectionPlan {
             section: SectionId(serial),
             serial: SerialIndex(serial),

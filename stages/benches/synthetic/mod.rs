@@ -118,7 +118,7 @@ pub(crate) fn section(recipe: &Recipe) -> Section {
         serial: SerialIndex(0),
         name: "synthetic".into(),
         version: 0,
-        mfovs: vec![MfovPlan { id, tiles }],
+        mfovs: vec![MfovPlan { id, revision: 0, tiles }],
     };
     let blank = truth.keys().copied().filter(|k| recipe.blank.contains(&k.beam.0)).collect();
     Section { plan, tiles: images, truth, blank }

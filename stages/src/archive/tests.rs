@@ -17,7 +17,7 @@ fn plan(mfovs: u32, beams: u16) -> Arc<SectionPlan> {
             nominal: Xy::default(),
             size: Xy::new(40, 10),
         };
-        MfovPlan { id, tiles: (0..beams).map(tile).collect() }
+        MfovPlan { id, revision: 0, tiles: (0..beams).map(tile).collect() }
     };
     let mfovs = (0..mfovs).map(mfov).collect();
     Arc::new(SectionPlan { section: SectionId(5), serial: SerialIndex(5), name: "s5".into(), version: 0, mfovs })

@@ -123,7 +123,7 @@ mod tests {
                 nominal: Xy::new(f64::from(beam) * 90.0, f64::from(mfov) * 90.0),
                 size: Xy::new(100, 100),
             };
-            MfovPlan { id, tiles: vec![tile(0), tile(1)] }
+            MfovPlan { id, revision: 0, tiles: vec![tile(0), tile(1)] }
         };
         let mfovs = (0..3).map(mfov).collect();
         Arc::new(SectionPlan { section, serial: SerialIndex(0), name: "s".into(), version: 0, mfovs })

@@ -123,6 +123,7 @@ mod tests {
             size,
         };
         let stop = |attempt| MfovPlan {
+            revision: 0,
             id: id.at(Attempt(attempt)),
             tiles: places.iter().enumerate().map(|t| tile(t, attempt)).collect(),
         };

@@ -17,7 +17,7 @@ fn plan(section: u32, mfovs: u32, beams: u16) -> SectionPlan {
             nominal: Xy::default(),
             size: Xy::new(8, 4),
         };
-        MfovPlan { id, tiles: (0..beams).map(tile).collect() }
+        MfovPlan { id, revision: 0, tiles: (0..beams).map(tile).collect() }
     };
     SectionPlan {
         section: SectionId(section),

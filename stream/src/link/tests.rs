@@ -40,7 +40,7 @@ fn plan(section: u32, mfovs: u32, beams: u16) -> Arc<SectionPlan> {
             nominal: Xy::default(),
             size: Xy::new(SIDE, SIDE),
         };
-        MfovPlan { id, tiles: (0..beams).map(tile).collect() }
+        MfovPlan { id, revision: 0, tiles: (0..beams).map(tile).collect() }
     };
     let mfovs = (0..mfovs).map(mfov).collect();
     Arc::new(SectionPlan {
