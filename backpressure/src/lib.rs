@@ -6,6 +6,7 @@
 //! | [`budget`] | [`Budget`]: the sheet of named lines, what each holds now and held at most |
 //! | [`credit`] | [`Pool`] and [`Credit`]: leases on memory, granted first come first served |
 //! | [`edge`](mod@edge) | [`edge()`]: a queue bounded in bytes between two boxes of the picture |
+//! | [`governor`] | [`Governor`]: from depths and rates to how much is done and how fast the instrument goes |
 //!
 //! ```text
 //!  Sender ──lease──► │ waiting │ ──► Receiver ──► Metered<T> ── last clone drops ──► bytes return to the edge
@@ -32,9 +33,11 @@ mod block;
 pub mod budget;
 pub mod credit;
 pub mod edge;
+pub mod governor;
 pub mod size;
 
 pub use budget::{Budget, LineReport};
 pub use credit::{Credit, Pool};
 pub use edge::{Closed, Metered, Receiver, Sender, Slot, edge};
+pub use governor::Governor;
 pub use size::{Bytes, Cost, ParseBytesError};
