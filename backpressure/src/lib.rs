@@ -7,6 +7,7 @@
 //! | [`credit`] | [`Pool`] and [`Credit`]: leases on memory, granted first come first served |
 //! | [`edge`](mod@edge) | [`edge()`]: a queue bounded in bytes between two boxes of the picture |
 //! | [`governor`] | [`Governor`]: from depths and rates to how much is done and how fast the instrument goes |
+//! | [`spool`] | [`Spool`](spool::Spool): what waits on disk, checksummed and crash-safe, bounded in bytes |
 //!
 //! ```text
 //!  Sender ──lease──► │ waiting │ ──► Receiver ──► Metered<T> ── last clone drops ──► bytes return to the edge
@@ -35,6 +36,7 @@ pub mod credit;
 pub mod edge;
 pub mod governor;
 pub mod size;
+pub mod spool;
 
 pub use budget::{Budget, LineReport};
 pub use credit::{Credit, Pool};

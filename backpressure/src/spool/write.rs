@@ -1,0 +1,151 @@
+//! Records on their way to disk, segments on their way off it.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+
+use super::error::{NoRoom, SpoolError, is_full};
+use super::record::{self, Header, Kind, MOST_HEAD};
+use super::{Active, Group, Position, Put, Record, Segment, Spool, SpoolEvent, State, Writer, lock, segment_path};
+
+impl Spool {
+    pub(super) fn put(&self, kind: Kind, record: &Record<'_>) -> Result<Put, SpoolError> {
+        assert!(record.head.len() <= MOST_HEAD, "a head of {} bytes", record.head.len());
+        let payload = u32::try_from(record.payload.len()).unwrap_or_else(|_| panic!("a record of 4 GiB and more"));
+        let length = record::length(record.head.len(), record.payload.len());
+        let mut writer = lock(&self.0.writer);
+        if writer.active.as_ref().is_some_and(|a| a.len > 0 && a.len + length > self.0.segment) {
+            self.seal(&mut writer)?;
+        }
+        if let Some(none) = self.no_room(&mut writer, kind, length)? {
+            return Ok(Put::NoRoom(none));
+        }
+        let synced = writer.synced;
+        let Some(active) = writer.active.as_mut() else { return Ok(Put::NoRoom(NoRoom::Disk)) };
+        let position = Position::new(active.number, active.len);
+        let items = lock(&self.0.state).groups.get(&record.group).map_or(0, |g| g.items);
+        let header = Header {
+            kind,
+            head: record.head.len() as u16,
+            payload,
+            items,
+            position,
+            synced,
+            group: record.group,
+            hash: record.hash,
+        };
+        let front = [&header.encode(record.head, &self.0.config.identity)[..], record.head].concat();
+        let written = active.file.write_all_at(&front, active.len);
+        let written = written.and_then(|()| active.file.write_all_at(record.payload, active.len + front.len() as u64));
+        if let Err(source) = written {
+            let cut = active.file.set_len(active.len);
+            return match (is_full(&source), cut) {
+                (true, Ok(())) => Ok(Put::NoRoom(NoRoom::Disk)),
+                _ => Err(SpoolError::io("write", &segment_path(&self.0.config.folder, active.number))(source)),
+            };
+        }
+        active.len += length;
+        self.count(kind, record.group, position, length);
+        Ok(Put::At(position))
+    }
+
+    /// Makes room for a record where that can be had, and a segment to write it into.
+    fn no_room(&self, writer: &mut Writer, kind: Kind, length: u64) -> Result<Option<NoRoom>, SpoolError> {
+        let room = || lock(&self.0.state).held + length <= self.0.config.capacity.0;
+        if kind == Kind::Item && !room() {
+            // What is released in the segment in hand goes back first.
+            let idle = |a: &Active| lock(&self.0.state).segments.get(&a.number).is_some_and(|s| s.live == 0);
+            if writer.active.as_ref().is_some_and(idle) {
+                self.seal(writer)?;
+            }
+            if !room() {
+                return Ok(Some(NoRoom::Capacity));
+            }
+        }
+        if writer.active.is_none() {
+            match self.begin(writer) {
+                Err(SpoolError::Io { source, .. }) if is_full(&source) => return Ok(Some(NoRoom::Disk)),
+                other => other?,
+            }
+        }
+        Ok(None)
+    }
+
+    fn count(&self, kind: Kind, group: Group, at: Position, length: u64) {
+        let mut state = lock(&self.0.state);
+        state.enter(kind, group, at, length);
+        state.held += length;
+        state.in_total += length;
+    }
+
+    fn begin(&self, writer: &mut Writer) -> Result<(), SpoolError> {
+        let number = writer.next;
+        let path = segment_path(&self.0.config.folder, number);
+        let file = File::create_new(&path).map_err(SpoolError::io("make", &path))?;
+        writer.active = Some(Active { number, file: Arc::new(file), len: 0 });
+        writer.next += 1;
+        writer.new_names = true;
+        lock(&self.0.state).segments.insert(number, Segment::default());
+        Ok(())
+    }
+
+    /// Ends the segment in hand; deletes it where all of it is released.
+    pub(super) fn seal(&self, writer: &mut Writer) -> Result<(), SpoolError> {
+        let Some(active) = writer.active.take() else { return Ok(()) };
+        writer.dirty.push((active.number, active.file));
+        let mut state = lock(&self.0.state);
+        let Some(segment) = state.segments.get_mut(&active.number) else { return Ok(()) };
+        segment.sealed = true;
+        let over = segment.live == 0;
+        drop(state);
+        if over { self.delete(writer, active.number) } else { Ok(()) }
+    }
+
+    /// Takes records off a segment.
+    pub(super) fn let_go(&self, writer: &mut Writer, number: u32, records: u32, bytes: u64) -> Result<(), SpoolError> {
+        let mut state = lock(&self.0.state);
+        state.out_total += bytes;
+        let Some(segment) = state.segments.get_mut(&number) else { return Ok(()) };
+        segment.live = segment.live.saturating_sub(records);
+        let (over, sealed, half) = (segment.live == 0, segment.sealed, segment.bytes >= self.0.segment / 2);
+        drop(state);
+        match (over, sealed) {
+            (true, true) => self.delete(writer, number),
+            // Half empty, it is worth more on than gone: a new file costs a sync of the folder.
+            (true, false) if half => self.seal(writer),
+            _ => Ok(()),
+        }
+    }
+
+    fn delete(&self, writer: &mut Writer, number: u32) -> Result<(), SpoolError> {
+        // An open file would keep its bytes on the disk.
+        writer.dirty.retain(|(n, _)| *n != number);
+        let path = segment_path(&self.0.config.folder, number);
+        match std::fs::remove_file(&path) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(SpoolError::io("delete", &path)(e)),
+            _ => {}
+        }
+        let mut state = lock(&self.0.state);
+        if let Some(segment) = state.segments.remove(&number) {
+            state.held -= segment.bytes;
+        }
+        drop(state);
+        self.tell(SpoolEvent::Deleted(number));
+        Ok(())
+    }
+}
+
+impl State {
+    /// Enters a record into its segment and group.
+    pub(super) fn enter(&mut self, kind: Kind, group: Group, at: Position, length: u64) {
+        let segment = self.segments.entry(at.segment()).or_default();
+        segment.bytes += length;
+        segment.live += 1;
+        let entry = self.groups.entry(group).or_default();
+        entry.items += u32::from(kind == Kind::Item);
+        match entry.parts.iter_mut().find(|p| p.0 == at.segment()) {
+            Some(part) => (part.1, part.2) = (part.1 + 1, part.2 + length),
+            None => entry.parts.push((at.segment(), 1, length)),
+        }
+    }
+}
