@@ -12,7 +12,7 @@ use kinesin_sim::scope::Scene;
 use kinesin_stages::archive::Archive;
 use kinesin_stages::pipeline::{Factories, FloodMeter, Line, LineConfig, Moment, Source, Telemetry};
 use kinesin_stages::runtime::ChosenProvider;
-use kinesin_stream::ledger::{Ledger, LedgerError, PlanDigest};
+use kinesin_stream::ledger::{Filter, Ledger, LedgerError, PlanDigest, State};
 use kinesin_stream::link::{Head, HeadConfig, HeadSummary, Keys, ScopeConfig};
 use kinesin_stream::plan::RunPlan;
 use kinesin_stream::runner::{RunError, Runner, StopHandle};
@@ -151,7 +151,7 @@ impl HeadSide {
             let counts = ledger.counts().unwrap_or_default();
             let at = |moment| telemetry.reached(moment);
             let seconds = telemetry.elapsed().as_secs_f64();
-            let tiles = counts.durable + counts.lost;
+            let tiles = counts.safe() + counts.lost;
             format!(
                 "sections {}/{} · tiles {tiles} ({:.0}/s) · images {} (lag {}) · labels {} (lag {}) · {} objects, {:.0} evaluations/s · {} of {} leased",
                 at(Moment::LastTile),
@@ -235,20 +235,20 @@ impl HeadSide {
     fn tiles(&self) -> Result<TileCounts, Failure> {
         let counts = self.ledger.counts().map_err(Failure::fault)?;
         let mut by_reason: BTreeMap<String, u64> = BTreeMap::new();
-        for plan in self.ledger.section_plans().map_err(Failure::fault)? {
-            for (_, row) in self.ledger.section(plan.section).map_err(Failure::fault)? {
-                if let Some(reason) = row.reason {
-                    *by_reason.entry(reason.to_string()).or_default() += 1;
-                }
-            }
+        let lost = Filter { state: Some(State::Lost), ..Filter::default() };
+        for row in self.ledger.query(&lost).map_err(Failure::fault)? {
+            let reason = row.map_err(Failure::fault)?.1.reason.map_or_else(String::new, |r| r.to_string());
+            let listed = by_reason.len() < REASONS || by_reason.contains_key(&reason);
+            *by_reason.entry(if listed { reason } else { "other reasons; see kinesin ledger".into() }).or_default() +=
+                1;
         }
-        let duplicates = self.ledger.duplicates().map_err(Failure::fault)?;
+        let again = self.ledger.duplicate_sum().map_err(Failure::fault)?;
         Ok(TileCounts {
-            promised: counts.expected + counts.durable + counts.lost,
-            durable: counts.durable,
+            promised: counts.promised(),
+            durable: counts.safe(),
             lost: counts.lost,
             lost_by_reason: by_reason,
-            duplicates: duplicates.iter().map(|(_, d)| d.same + d.other).sum(),
+            duplicates: again.same + again.other,
         })
     }
 
@@ -279,6 +279,9 @@ impl HeadSide {
         ])
     }
 }
+
+/// Different reasons that the report lists: their texts may name files.
+const REASONS: usize = 50;
 
 /// What the head alone can say of the link.
 fn received(head: &HeadSummary) -> LinkCounts {

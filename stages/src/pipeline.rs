@@ -184,7 +184,13 @@ impl Line {
 
         let tiles = TileCache::new(store.clone(), self.render_tiles);
         let telemetry = telemetry.clone();
-        let mut render = RenderBox { renderer: renderer.clone(), tiles, image, commits, telemetry: telemetry.clone() };
+        let ledger = match &source {
+            Source::Live { ledger, .. } => Some(ledger.clone()),
+            Source::Recorded(_) => None,
+        };
+        let (for_render, counted) = (ledger.clone(), telemetry.clone());
+        let mut render =
+            RenderBox { renderer: renderer.clone(), tiles, image, commits, ledger: for_render, telemetry: counted };
         let (aligned, rendered) = (self.aligned.1, self.rendered.0);
         runner.spawn("render", move |run| render.work((aligned, rendered), run));
 
@@ -206,6 +212,7 @@ impl Line {
             nominal: config.nominal.stitch,
             pixel_nm: config.plan.pixel_size_nm,
             out: out.clone(),
+            ledger,
             telemetry: telemetry.clone(),
         };
         let (matched, montaged) = (self.matched.1, self.montaged.0);

@@ -222,7 +222,7 @@ fn every_promised_tile_ends_durable_or_lost_with_its_reason_whatever_the_instrum
     assert_eq!((sent.duplicates, sent.foreign, sent.already_durable, sent.holds), (2, 1, 0, 0));
 
     let ledger = site.join();
-    assert_eq!(ledger.counts().expect("reads"), Counts { expected: 0, durable: 10, lost: 11 });
+    assert_eq!(ledger.counts().expect("reads"), Counts { expected: 0, durable: 10, lost: 11, ..Counts::default() });
     let reason =
         |mfov, beam| ledger.tile(key(mfov, beam)).expect("reads").expect("promised").reason.expect("lost").to_string();
     assert!(reason(0, 0).starts_with("unreadable"), "{}", reason(0, 0));
@@ -257,7 +257,7 @@ fn without_receipts_the_instrument_is_held_and_not_asked_for_more() {
     assert!(sent.holds >= 1 && sent.hold_seconds > 0.0);
     assert_eq!(told.lock().expect("no panic").len() as u64, 2 * sent.holds);
     assert_eq!(line("unacknowledged mFOVs").peak, Bytes(14 * TILE));
-    assert_eq!(site.join().counts().expect("reads"), Counts { expected: 0, durable: 56, lost: 0 });
+    assert_eq!(site.join().counts().expect("reads"), Counts { expected: 0, durable: 56, lost: 0, ..Counts::default() });
 }
 
 #[test]
@@ -300,6 +300,6 @@ fn what_is_durable_is_skipped_when_the_scope_starts_again() {
     assert_eq!(sent.already_durable, 7 * skipped.len() as u64);
     assert_eq!(sent.link.tiles, 21 - sent.already_durable);
     let ledger = site.join();
-    assert_eq!(ledger.counts().expect("reads"), Counts { expected: 0, durable: 21, lost: 0 });
+    assert_eq!(ledger.counts().expect("reads"), Counts { expected: 0, durable: 21, lost: 0, ..Counts::default() });
     assert!(ledger.duplicates().expect("reads").is_empty());
 }

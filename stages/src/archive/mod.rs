@@ -163,7 +163,6 @@ impl Archive {
     /// Stores a tile, with what inspection measured.
     pub fn put(&self, tile: &Tile, quality: Option<Value>) -> Result<Put, ArchiveError> {
         let Some(mfov) = promised(&tile.plan, tile.key) else {
-            tracing::warn!(key = %tile.key, "a tile that no plan promised; not kept");
             self.0.ledger.count_foreign(tile.key)?;
             return Ok(Put::Foreign);
         };
@@ -241,7 +240,7 @@ impl Archive {
                 None if self.0.ledger.is_settled(key.mfov)? => None,
                 None => {
                     // A promise may come on this path first (offline); entering it twice changes nothing.
-                    if self.0.ledger.tile(key)?.is_none() {
+                    if self.0.ledger.stored(key)?.is_none() {
                         self.0.ledger.expect_section(plan)?;
                     }
                     Some(open.entry(key.mfov).or_insert_with(OpenMfov::new).clone())
@@ -289,7 +288,8 @@ impl Archive {
     }
 
     fn put_again(&self, key: TileKey, hash: ContentHash) -> Result<Put, ArchiveError> {
-        let same = self.0.ledger.tile(key)?.is_some_and(|row| row.hash == Some(hash));
+        let kept = self.0.ledger.stored(key)?.and_then(|(_, kept)| kept);
+        let same = kept.is_some_and(|(_, content)| content == hash);
         let mut count = Duplicates::default();
         count.count(same);
         self.0.ledger.count_duplicates(&[(key, count)])?;
@@ -334,14 +334,14 @@ impl Archive {
     }
 
     fn find(&self, key: TileKey) -> Result<(Place, ContentHash), ArchiveError> {
-        let row = self.0.ledger.tile(key)?;
-        let found = match row.as_ref().map(|r| r.state) {
+        let (state, stored) = self.0.ledger.stored(key)?.unzip();
+        let found = match state {
             None => "in no plan",
-            Some(State::Expected) => "still expected",
             Some(State::Lost) => "lost",
-            Some(State::Durable) => "durable, without a place",
+            Some(state) if state.is_open() => "still expected",
+            Some(_) => "durable, without a place",
         };
-        let stored = row.and_then(|r| r.place.zip(r.hash));
+        let stored = stored.flatten();
         stored.ok_or(ArchiveError::NotStored { key, found })
     }
 

@@ -1,12 +1,12 @@
 //! The front of the line: tiles are measured, made durable, and counted mFOV by mFOV.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use kinesin_backpressure::{Bytes, Cost, Receiver, Sender};
 use kinesin_stream::geometry::BoxXy;
 use kinesin_stream::ids::{MfovId, TileKey};
-use kinesin_stream::ledger::{Ledger, State};
+use kinesin_stream::ledger::{Ledger, State, unix_ms};
 use kinesin_stream::pixels::Pixels;
 use kinesin_stream::plan::SectionPlan;
 use kinesin_stream::runner::RunToken;
@@ -76,17 +76,23 @@ pub(super) fn archive(
     (tiles, done): (Receiver<Flow<Inspected>>, Sender<MfovDone>),
     run: &RunToken,
 ) -> Result<(), StopError> {
+    // mFOVs of which something is here: their tiles are on their way.
+    let mut arriving = BTreeSet::new();
     while let Some(flow) = tiles.recv_blocking() {
         run.working_on(flow.label());
-        let (put, plan) = match &*flow {
+        let (put, plan, key) = match &*flow {
             Flow::Item(Inspected { tile, quality }) => {
                 let pixels = tile.pixels.data().len() as u64;
                 let quality = serde_json::to_value(quality)?;
-                (telemetry.time(StageName::Archive, pixels, || archive.put(tile, Some(quality)))?, &tile.plan)
+                (telemetry.time(StageName::Archive, pixels, || archive.put(tile, Some(quality)))?, &tile.plan, tile.key)
             }
-            Flow::Lost(loss) => (archive.lost(loss)?, &loss.plan),
+            Flow::Lost(loss) => (archive.lost(loss)?, &loss.plan, loss.key),
         };
+        if put == Put::Waiting && arriving.insert(key.mfov) {
+            ledger.advance(key.mfov, State::Sent, unix_ms())?;
+        }
         if let Put::Settled(mfov) = put {
+            arriving.remove(&mfov);
             let record = settled(ledger, plan, mfov)?;
             receipt(mfov)?;
             done.send_blocking(record)?;
@@ -98,9 +104,9 @@ pub(super) fn archive(
 /// An mFOV as the ledger has it: after a restart the same as when it became durable.
 pub(super) fn settled(ledger: &Ledger, plan: &Arc<SectionPlan>, mfov: MfovId) -> Result<MfovDone, StopError> {
     let (mut tiles, mut lost) = (BTreeMap::new(), BTreeMap::new());
-    for (key, row) in ledger.section(mfov.section)?.into_iter().filter(|(key, _)| key.mfov == mfov) {
+    for (key, row) in ledger.mfov(mfov)? {
         match row.state {
-            State::Durable => {
+            state if state.is_safe() => {
                 let quality =
                     row.quality.ok_or_else(|| std::io::Error::other(format!("{key} is durable without quality")))?;
                 tiles.insert(key, serde_json::from_value(quality)?);
@@ -109,7 +115,7 @@ pub(super) fn settled(ledger: &Ledger, plan: &Arc<SectionPlan>, mfov: MfovId) ->
                 let reason = row.reason.unwrap_or_else(|| Reason::NotAcquired("no reason was recorded".into()));
                 lost.insert(key, reason);
             }
-            State::Expected => {}
+            _ => {}
         }
     }
     Ok(MfovDone { plan: plan.clone(), mfov, tiles, lost })

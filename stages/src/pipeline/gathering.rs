@@ -1,13 +1,12 @@
 //! The gather box of the line, and what a restart feeds it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 
 use kinesin_backpressure::{Receiver, Sender};
 use kinesin_stream::ids::{MfovId, SectionId};
 use kinesin_stream::ledger::Ledger;
-use kinesin_stream::plan::SectionPlan;
 use kinesin_stream::runner::RunToken;
 use kinesin_stream::stage::StopError;
 
@@ -59,17 +58,26 @@ pub(super) fn work(
     Err(std::io::Error::other(text).into())
 }
 
-/// A section with those of its mFOVs that an earlier run made durable.
-type Earlier = (Arc<SectionPlan>, Vec<MfovId>);
+/// A section with what of it an earlier run made durable: small, whatever the number of tiles.
+#[derive(Clone, Debug)]
+pub(super) struct Earlier {
+    section: SectionId,
+    /// Version of its plan at that time; mFOVs that were promised later came in this run.
+    version: u32,
+    /// Those that were settled, where some were still open.
+    some: Option<Vec<MfovId>>,
+}
 
 /// What an earlier run made durable, by section.
 pub(super) fn earlier(ledger: &Ledger) -> Result<Vec<Earlier>, StopError> {
-    let mut by_section: BTreeMap<SectionId, Vec<MfovId>> = BTreeMap::new();
-    for mfov in ledger.settled_mfovs()? {
-        by_section.entry(mfov.section).or_default().push(mfov);
+    let mut all = Vec::new();
+    for (section, counts) in ledger.counts_by_section()? {
+        let Some(plan) = ledger.section_plan(section)? else { continue };
+        let mfovs = || Ok::<_, StopError>(ledger.settled_in(section)?.into_iter().map(|(mfov, _)| mfov).collect());
+        let some = if counts.open() > 0 { Some(mfovs()?) } else { None };
+        all.push(Earlier { section, version: plan.version, some });
     }
-    let plans = ledger.section_plans()?.into_iter();
-    Ok(plans.filter_map(|p| by_section.remove(&p.section).map(|m| (Arc::new(p), m))).collect())
+    Ok(all)
 }
 
 /// Feeds them in again.
@@ -79,7 +87,14 @@ pub(super) fn recall(
     stored: &Sender<MfovDone>,
     run: &RunToken,
 ) -> Result<(), StopError> {
-    for (plan, mfovs) in earlier {
+    for Earlier { section, version, some } in earlier {
+        let Some(plan) = ledger.section_plan(section)?.map(Arc::new) else { continue };
+        let then =
+            || Ok::<_, StopError>(ledger.settled_in(section)?.into_iter().filter(|(_, since)| *since <= version));
+        let mfovs = match some {
+            Some(mfovs) => mfovs,
+            None => then()?.map(|(mfov, _)| mfov).collect(),
+        };
         for mfov in mfovs {
             run.check()?;
             stored.send_blocking(settled(ledger, &plan, mfov)?)?;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use kinesin_backpressure::{Bytes, Cost, Receiver, Sender};
 use kinesin_stream::ids::{SectionId, TileKey};
+use kinesin_stream::ledger::{Ledger, LedgerError, State, unix_ms};
 use kinesin_stream::map::{Affine, Map, TileToSection};
 use kinesin_stream::plan::SectionPlan;
 use kinesin_stream::runner::RunToken;
@@ -53,6 +54,14 @@ impl Montaged {
     }
 }
 
+impl Montaged {
+    /// Enters how far its tiles have come. Also done for what an earlier run solved: a power cut may have taken it back.
+    pub(super) fn mark(&self, ledger: Option<&Ledger>, state: State) -> Result<(), LedgerError> {
+        let tiles = || self.montage.tiles.iter().map(|t| t.key).collect();
+        ledger.map_or(Ok(0), |l| l.advance_tiles(self.plan.section, &tiles(), state, unix_ms())).map(drop)
+    }
+}
+
 /// What a restart needs to go on without matching again.
 #[derive(Serialize, Deserialize)]
 struct Solved {
@@ -74,6 +83,8 @@ pub(super) struct MontageBox {
     pub(super) nominal: bool,
     pub(super) pixel_nm: f64,
     pub(super) out: PathBuf,
+    /// None for recorded data.
+    pub(super) ledger: Option<Ledger>,
     pub(super) telemetry: Arc<Telemetry>,
 }
 
@@ -104,7 +115,9 @@ impl MontageBox {
             });
             if ready {
                 let Some(Open { closed: Some(closed), matches }) = open.remove(&section) else { continue };
-                montaged.send_blocking(self.section(closed, matches)?)?;
+                let section = self.section(closed, matches)?;
+                section.mark(self.ledger.as_ref(), State::Placed)?;
+                montaged.send_blocking(section)?;
             }
         }
         Ok(run.check()?)

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use kinesin_backpressure::{Bytes, Cost, Receiver, Sender};
 use kinesin_stream::geometry::{BoxXy, Xy};
+use kinesin_stream::ledger::{Ledger, State};
 use kinesin_stream::map::SectionToVolume;
 use kinesin_stream::runner::RunToken;
 use kinesin_stream::stage::StopError;
@@ -50,6 +51,8 @@ pub(super) struct RenderBox {
     pub(super) tiles: TileCache,
     pub(super) image: ImageWriter,
     pub(super) commits: Arc<Commits>,
+    /// None for recorded data.
+    pub(super) ledger: Option<Ledger>,
     pub(super) telemetry: Arc<Telemetry>,
 }
 
@@ -67,6 +70,9 @@ impl RenderBox {
                     self.draw(z, &section.montaged, map)?;
                 }
                 self.commits.add(&Commit::Image { z })?;
+            }
+            if section.map.is_some() {
+                section.montaged.mark(self.ledger.as_ref(), State::Published)?;
             }
             self.telemetry.mark(z, Moment::Image);
             let present = section.map.is_some();

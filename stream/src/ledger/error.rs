@@ -2,8 +2,8 @@
 
 use std::path::PathBuf;
 
-use super::{PlanDigest, VERSION};
-use crate::ids::{SectionId, TileKey};
+use super::{PlanDigest, State, VERSION};
+use crate::ids::{MfovId, SectionId, TileKey};
 
 /// Why the ledger cannot do something.
 #[derive(Debug, thiserror::Error)]
@@ -36,7 +36,7 @@ pub enum LedgerError {
     },
     /// A section's promise changed after it was made.
     #[error(
-        "the plan of {section} differs from the one in {path}; a promise cannot change within a run, give another --out"
+        "the plan of {section} differs from the one in {path}; a promise may only grow, by a later version that holds all of it: give another --out"
     )]
     PlanChanged {
         /// Which section.
@@ -52,6 +52,44 @@ pub enum LedgerError {
         /// Its state, or that it is unknown.
         found: &'static str,
     },
+    /// An mFOV that no plan promised: a bug of the caller.
+    #[error("{mfov} is in no plan in {path}")]
+    UnknownMfov {
+        /// Which stage stop.
+        mfov: MfovId,
+        /// The ledger file.
+        path: PathBuf,
+    },
+    /// A state that cannot follow the one it is in: a bug of the caller.
+    #[error("{key} is {from}, so it cannot become {to}")]
+    Backward {
+        /// Which tile.
+        key: TileKey,
+        /// Where it stands.
+        from: State,
+        /// What was asked for.
+        to: State,
+    },
+    /// A state that this call does not enter: a bug of the caller.
+    #[error("{state} is not entered this way; see the ledger's calls")]
+    OtherCall {
+        /// What was asked for.
+        state: State,
+    },
+    /// The file is something else.
+    #[error("{path} is not a ledger of this program: {what}")]
+    NotALedger {
+        /// The file.
+        path: PathBuf,
+        /// What is missing or wrong.
+        what: String,
+    },
+    /// There is none.
+    #[error("there is no ledger {path}; give the folder of a run")]
+    Missing {
+        /// Where it was looked for.
+        path: PathBuf,
+    },
     /// Reading or writing the store failed.
     #[error("ledger {path}: {source}")]
     Store {
@@ -61,11 +99,11 @@ pub enum LedgerError {
         source: Box<redb::Error>,
     },
     /// A row does not read back.
-    #[error("ledger {path} has a damaged row: {source}")]
+    #[error("ledger {path} has a damaged record: {what}")]
     Damaged {
         /// The ledger file.
         path: PathBuf,
         /// What does not parse.
-        source: serde_json::Error,
+        what: String,
     },
 }

@@ -1,56 +1,81 @@
-//! Every promised tile, from the moment its section's plan is known to the moment it is durable or lost.
+//! Every promised tile, from the moment its section's plan is known to the moment it is published, or lost with a reason.
 //!
 //! ```text
-//!            plan of the section                archive: synced, renamed, synced
-//!  (nothing) ───────────────────► expected ───────────────────────────────────► durable
-//!                                     └──────────────────────────────────────► lost(reason)
+//!  expect_section      advance: as news comes       settle      advance_tiles: montage     render
+//!   (nothing) ─► expected ─► seen ─► spooled ─► sent ─► durable ──────────────► placed ─► published
+//!                    └─────────┴────────┴────────┴────► lost        a later exposure: └─► superseded ◄─┘
 //! ```
-//! One embedded store, `DIR/ledger.redb`. What is synced when: each call of [`Ledger::expect_section`], [`Ledger::settle`] or of a
-//! counter is one transaction, on disk when it returns. [`Ledger::settle`] takes a whole mFOV, so a full-rate scope costs one
-//! sync an mFOV. Counts per state and section are kept in the same transactions, so they always agree with the rows.
+//! One embedded store, `DIR/ledger.redb`, with a few small records an mFOV (`record`). Counts per section and state are kept in
+//! the transaction that changes them, so they always agree with the rows.
 //!
-//! The store holds the digest of the run's plan; another plan is refused. Rows are JSON and states are written by name, so
-//! that later versions can add fields and states.
+//! **What is synced when.** [`Ledger::expect_section`], [`Ledger::settle`] and the counters of duplicate and foreign tiles are on
+//! disk when they return; a full-rate scope costs one such sync an mFOV. [`Ledger::advance`], [`Ledger::advance_section`] and
+//! [`Ledger::advance_tiles`] are not synced of themselves: they reach the disk with the next call that is, with
+//! [`Ledger::sync`], or when the ledger is closed. So a power cut may take back `seen`, `spooled`, `sent` (the tiles are
+//! expected again, and the scope sends them again), `placed`, `published` and `superseded` (the tiles are durable): a restart
+//! enters the last three again as it passes what `sections/` and `commits.jsonl` hold. It never takes back a promise, an
+//! outcome, or anything that a receipt was given for, and the counts agree after it as before.
+//!
+//! The store holds the digest of the run's plan; another plan is refused, and so is a file of another version.
+//! Memory: the store's cache, one section's records at a time, and the repeated tiles of open mFOVs.
 
+mod ask;
+mod enter;
 mod error;
+mod key;
+mod record;
 mod row;
+mod state;
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use kinesin_backpressure::Bytes;
-use redb::{Database, ReadTransaction, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
+use redb::{
+    Database, DatabaseError, Durability, ReadOnlyDatabase, ReadTransaction, ReadableDatabase, ReadableTable,
+    TableDefinition, TableError, WriteTransaction,
+};
 use serde::Serialize;
 
+pub use ask::{Filter, Rows};
 pub use error::LedgerError;
-pub use row::{ContentHash, Counts, Duplicates, Outcome, Place, Row, State};
-pub use row::{MFOV_KEY_BYTES, TILE_KEY_BYTES, mfov_bytes, mfov_from, tile_bytes, tile_from};
+pub use key::{MFOV_KEY_BYTES, TILE_KEY_BYTES, mfov_bytes, mfov_from, tile_bytes, tile_from};
+pub use row::{ContentHash, Duplicates, Outcome, Place, Row};
+pub use state::{Counts, State, Times};
 
-use crate::ids::{MfovId, SectionId, TileKey};
-use crate::plan::SectionPlan;
+use crate::ids::{MfovId, TileKey};
+use state::STATES;
 
 const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("meta");
+/// The newest plan of a section, compressed JSON.
 const SECTIONS: TableDefinition<'_, u32, &[u8]> = TableDefinition::new("sections");
-const TILES: TableDefinition<'_, &[u8; TILE_KEY_BYTES], &[u8]> = TableDefinition::new("tiles");
-/// Tiles of an mFOV that are still expected.
-const OPEN: TableDefinition<'_, &[u8; MFOV_KEY_BYTES], u32> = TableDefinition::new("open");
-/// `expected, durable, lost` of a section.
-const COUNTS: TableDefinition<'_, u32, (u64, u64, u64)> = TableDefinition::new("counts");
+const STANDINGS: TableDefinition<'_, &[u8; MFOV_KEY_BYTES], &[u8]> = TableDefinition::new("standings");
+const NAMES: TableDefinition<'_, &[u8; MFOV_KEY_BYTES], &[u8]> = TableDefinition::new("names");
+const CONTENTS: TableDefinition<'_, &[u8; MFOV_KEY_BYTES], &[u8]> = TableDefinition::new("contents");
+const QUALITIES: TableDefinition<'_, &[u8; MFOV_KEY_BYTES], &[u8]> = TableDefinition::new("qualities");
+/// Tiles of a section per state.
+const COUNTS: TableDefinition<'_, u32, [u64; STATES]> = TableDefinition::new("counts");
 /// `same, other` content.
 const DUPLICATES: TableDefinition<'_, &[u8; TILE_KEY_BYTES], (u64, u64)> = TableDefinition::new("duplicates");
 const FOREIGN: TableDefinition<'_, &[u8; TILE_KEY_BYTES], u64> = TableDefinition::new("foreign");
 
-const VERSION: &[u8] = b"1";
+const VERSION: &[u8] = b"2";
 
 /// The store. Cheap to clone; clones share.
 #[derive(Clone)]
 pub struct Ledger {
-    store: Arc<Database>,
+    store: Arc<Store>,
     path: PathBuf,
     /// Of mFOVs that are not settled yet.
     repeated: Arc<Mutex<Repeated>>,
+}
+
+enum Store {
+    Own(Database),
+    Read(ReadOnlyDatabase),
 }
 
 /// Tiles that came again, by mFOV.
@@ -60,6 +85,11 @@ struct Repeated(BTreeMap<MfovId, Vec<(TileKey, Duplicates)>>);
 /// Identity of a run: of its plan and of every setting that changes what comes out.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct PlanDigest(pub [u8; 32]);
+
+/// Now, as [`Times`] count.
+pub fn unix_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64)
+}
 
 impl Ledger {
     /// Memory that the store's cache may take: a line for the budget sheet.
@@ -71,217 +101,37 @@ impl Ledger {
     /// Opens or creates `dir/ledger.redb` for the run with this digest.
     pub fn open(dir: &Path, digest: PlanDigest) -> Result<Self, LedgerError> {
         let path = dir.join(Self::FILE);
-        let cache = usize::try_from(Self::CACHE.0).unwrap_or(usize::MAX);
-        let store = match Database::builder().set_cache_size(cache).create(&path) {
-            Ok(store) => store,
-            Err(redb::DatabaseError::DatabaseAlreadyOpen) => return Err(LedgerError::InUse { path }),
-            Err(other) => return Err(LedgerError::Store { path, source: Box::new(other.into()) }),
-        };
-        let ledger = Self { store: Arc::new(store), path, repeated: Arc::default() };
+        let store = builder().create(&path).map_err(|e| unopened(&path, e))?;
+        let ledger = Self { store: Arc::new(Store::Own(store)), path, repeated: Arc::default() };
         ledger.claim(digest)?;
         Ok(ledger)
     }
 
-    /// Opens the ledger of any run, to look at it.
+    /// Opens the ledger of any run, to look at it; nothing can be entered. One that was not closed is put in order first, which
+    /// needs leave to write.
     pub fn inspect(dir: &Path) -> Result<Self, LedgerError> {
         let path = dir.join(Self::FILE);
-        let store = Database::builder().set_cache_size(Self::CACHE.0 as usize).open(&path);
-        match store {
-            Ok(store) => Ok(Self { store: Arc::new(store), path, repeated: Arc::default() }),
-            Err(redb::DatabaseError::DatabaseAlreadyOpen) => Err(LedgerError::InUse { path }),
-            Err(other) => Err(LedgerError::Store { path, source: Box::new(other.into()) }),
+        if !path.is_file() {
+            return Err(LedgerError::Missing { path });
         }
+        let store = match builder().open_read_only(&path) {
+            Ok(store) => Store::Read(store),
+            Err(DatabaseError::RepairAborted) => Store::Own(builder().open(&path).map_err(|e| unopened(&path, e))?),
+            Err(other) => return Err(unopened(&path, other)),
+        };
+        let ledger = Self { store: Arc::new(store), path, repeated: Arc::default() };
+        ledger.check_version()?;
+        Ok(ledger)
     }
 
-    /// Enters a section's promise: all its tiles become expected. `false` where the same promise was already there.
-    pub fn expect_section(&self, plan: &SectionPlan) -> Result<bool, LedgerError> {
-        let json = self.json(plan)?;
-        self.write(|t| {
-            let mut sections = t.open_table(SECTIONS).map_err(self.store())?;
-            if let Some(known) = sections.get(plan.section.0).map_err(self.store())? {
-                return if known.value() == json.as_slice() {
-                    Ok(false)
-                } else {
-                    Err(LedgerError::PlanChanged { section: plan.section, path: self.path.clone() })
-                };
-            }
-            sections.insert(plan.section.0, json.as_slice()).map_err(self.store())?;
-            let mut tiles = t.open_table(TILES).map_err(self.store())?;
-            let mut open = t.open_table(OPEN).map_err(self.store())?;
-            for mfov in &plan.mfovs {
-                for tile in &mfov.tiles {
-                    let row = Row {
-                        name: tile.name.clone(),
-                        state: State::Expected,
-                        reason: None,
-                        hash: None,
-                        place: None,
-                        quality: None,
-                    };
-                    tiles.insert(&tile_bytes(tile.key), self.json(&row)?.as_slice()).map_err(self.store())?;
-                }
-                open.insert(&mfov_bytes(mfov.id), mfov.tiles.len() as u32).map_err(self.store())?;
-            }
-            let mut counts = t.open_table(COUNTS).map_err(self.store())?;
-            counts.insert(plan.section.0, (plan.tiles().count() as u64, 0, 0)).map_err(self.store())?;
-            Ok(true)
-        })
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
-    /// Enters how the tiles of one mFOV ended, and which came again, in one transaction. When it returns, it is on disk.
-    pub fn settle(
-        &self,
-        mfov: MfovId,
-        outcomes: &[(TileKey, Outcome)],
-        duplicates: &[(TileKey, Duplicates)],
-    ) -> Result<(), LedgerError> {
-        let repeated = self.repeated().0.remove(&mfov).unwrap_or_default();
-        self.write(|t| {
-            let mut tiles = t.open_table(TILES).map_err(self.store())?;
-            let mut gained = Counts::default();
-            for (key, outcome) in outcomes {
-                let id = tile_bytes(*key);
-                let known = tiles.get(&id).map_err(self.store())?.map(|v| v.value().to_vec());
-                let known = known.ok_or(LedgerError::NotExpected { key: *key, found: "in no plan" })?;
-                let row = settled(*key, self.parse(&known)?, outcome)?;
-                *gained.of(row.state) += 1;
-                tiles.insert(&id, self.json(&row)?.as_slice()).map_err(self.store())?;
-            }
-            let settled = gained.durable + gained.lost;
-            let mut counts = t.open_table(COUNTS).map_err(self.store())?;
-            let (e, d, l) = counts.get(mfov.section.0).map_err(self.store())?.map_or((0, 0, 0), |v| v.value());
-            counts.insert(mfov.section.0, (e - settled, d + gained.durable, l + gained.lost)).map_err(self.store())?;
-            let mut open = t.open_table(OPEN).map_err(self.store())?;
-            let left = open.get(&mfov_bytes(mfov)).map_err(self.store())?.map_or(0, |v| v.value());
-            open.insert(&mfov_bytes(mfov), left - settled as u32).map_err(self.store())?;
-            self.add_duplicates(t, &repeated)?;
-            self.add_duplicates(t, duplicates)
-        })
-    }
-
-    /// Notes tiles of an mFOV that came again on their way here. [`Self::settle`] enters them together with the mFOV, so
-    /// that one that is sent once more, or after a crash, is counted once. A later note on the same mFOV replaces the first.
-    pub fn note_repeated(&self, mfov: MfovId, duplicates: Vec<(TileKey, Duplicates)>) {
-        self.repeated().0.insert(mfov, duplicates);
-    }
-
-    /// Counts a tile that came again after its mFOV was settled.
-    pub fn count_duplicates(&self, duplicates: &[(TileKey, Duplicates)]) -> Result<(), LedgerError> {
-        self.write(|t| self.add_duplicates(t, duplicates))
-    }
-
-    /// Counts a tile that its section's plan does not know.
-    pub fn count_foreign(&self, key: TileKey) -> Result<(), LedgerError> {
-        self.write(|t| {
-            let mut foreign = t.open_table(FOREIGN).map_err(self.store())?;
-            let known = foreign.get(&tile_bytes(key)).map_err(self.store())?.map_or(0, |v| v.value());
-            foreign.insert(&tile_bytes(key), known + 1).map_err(self.store())?;
-            Ok(())
-        })
-    }
-
-    /// One tile's row; `None` where no plan promised it.
-    pub fn tile(&self, key: TileKey) -> Result<Option<Row>, LedgerError> {
-        let t = self.read()?;
-        let tiles = t.open_table(TILES).map_err(self.store())?;
-        let value = tiles.get(&tile_bytes(key)).map_err(self.store())?;
-        value.map(|v| self.parse(v.value())).transpose()
-    }
-
-    /// All tiles of a section in key order.
-    pub fn section(&self, section: SectionId) -> Result<Vec<(TileKey, Row)>, LedgerError> {
-        let t = self.read()?;
-        let tiles = t.open_table(TILES).map_err(self.store())?;
-        let (first, last) = bounds::<TILE_KEY_BYTES>(section);
-        let rows = tiles.range::<&[u8; TILE_KEY_BYTES]>(&first..=&last).map_err(self.store())?;
-        rows.map(|entry| {
-            let (key, value) = entry.map_err(self.store())?;
-            Ok((tile_from(key.value()), self.parse(value.value())?))
-        })
-        .collect()
-    }
-
-    /// The promises so far, in order of section id.
-    pub fn section_plans(&self) -> Result<Vec<SectionPlan>, LedgerError> {
-        let t = self.read()?;
-        let sections = t.open_table(SECTIONS).map_err(self.store())?;
-        let rows = sections.iter().map_err(self.store())?;
-        rows.map(|entry| self.parse(entry.map_err(self.store())?.1.value())).collect()
-    }
-
-    /// One section's promise; `None` where it was not made yet.
-    pub fn section_plan(&self, section: SectionId) -> Result<Option<SectionPlan>, LedgerError> {
-        let t = self.read()?;
-        let sections = t.open_table(SECTIONS).map_err(self.store())?;
-        let value = sections.get(section.0).map_err(self.store())?;
-        value.map(|v| self.parse(v.value())).transpose()
-    }
-
-    /// mFOVs of which every tile is durable or lost, in order. The scope need not send them again.
-    pub fn settled_mfovs(&self) -> Result<Vec<MfovId>, LedgerError> {
-        let t = self.read()?;
-        let open = t.open_table(OPEN).map_err(self.store())?;
-        let mut settled = Vec::new();
-        for entry in open.iter().map_err(self.store())? {
-            let (key, left) = entry.map_err(self.store())?;
-            if left.value() == 0 {
-                settled.push(mfov_from(key.value()));
-            }
-        }
-        Ok(settled)
-    }
-
-    /// Whether every tile of the mFOV is durable or lost; `false` also where no plan promised it.
-    pub fn is_settled(&self, mfov: MfovId) -> Result<bool, LedgerError> {
-        let t = self.read()?;
-        let open = t.open_table(OPEN).map_err(self.store())?;
-        Ok(open.get(&mfov_bytes(mfov)).map_err(self.store())?.is_some_and(|v| v.value() == 0))
-    }
-
-    /// Tiles per state over the whole run.
-    pub fn counts(&self) -> Result<Counts, LedgerError> {
-        Ok(self.counts_by_section()?.into_iter().fold(Counts::default(), |mut sum, (_, counts)| {
-            sum += counts;
-            sum
-        }))
-    }
-
-    /// Tiles per state of each section, in order of section id.
-    pub fn counts_by_section(&self) -> Result<Vec<(SectionId, Counts)>, LedgerError> {
-        let t = self.read()?;
-        let counts = t.open_table(COUNTS).map_err(self.store())?;
-        let rows = counts.iter().map_err(self.store())?;
-        rows.map(|entry| {
-            let (section, value) = entry.map_err(self.store())?;
-            let (expected, durable, lost) = value.value();
-            Ok((SectionId(section.value()), Counts { expected, durable, lost }))
-        })
-        .collect()
-    }
-
-    /// Tiles that came more than once, in key order.
-    pub fn duplicates(&self) -> Result<Vec<(TileKey, Duplicates)>, LedgerError> {
-        let t = self.read()?;
-        let table = t.open_table(DUPLICATES).map_err(self.store())?;
-        let rows = table.iter().map_err(self.store())?;
-        rows.map(|entry| {
-            let (key, value) = entry.map_err(self.store())?;
-            let (same, other) = value.value();
-            Ok((tile_from(key.value()), Duplicates { same, other }))
-        })
-        .collect()
-    }
-
-    /// Tiles that came without a promise, and how often.
-    pub fn foreign(&self) -> Result<Vec<(TileKey, u64)>, LedgerError> {
-        let t = self.read()?;
-        let table = t.open_table(FOREIGN).map_err(self.store())?;
-        let rows = table.iter().map_err(self.store())?;
-        rows.map(|entry| {
-            let (key, value) = entry.map_err(self.store())?;
-            Ok((tile_from(key.value()), value.value()))
-        })
-        .collect()
+    /// What was entered so far survives a power cut when this returns.
+    pub fn sync(&self) -> Result<(), LedgerError> {
+        self.write(|_| Ok(()))
     }
 
     /// Checks version and digest, or writes them into a new store. Creates every table, so that readers find them.
@@ -290,8 +140,7 @@ impl Ledger {
             let mut meta = t.open_table(META).map_err(self.store())?;
             let version = meta.get("version").map_err(self.store())?.map(|v| v.value().to_vec());
             if let Some(found) = version.filter(|v| v != VERSION) {
-                let found = String::from_utf8_lossy(&found).into_owned();
-                return Err(LedgerError::OtherVersion { path: self.path.clone(), found });
+                return Err(self.other_version(&found));
             }
             let found = meta.get("digest").map_err(self.store())?.map(|v| v.value().to_vec());
             if let Some(found) = found.filter(|d| d != &digest.0) {
@@ -301,8 +150,9 @@ impl Ledger {
             meta.insert("version", VERSION).map_err(self.store())?;
             meta.insert("digest", digest.0.as_slice()).map_err(self.store())?;
             t.open_table(SECTIONS).map_err(self.store())?;
-            t.open_table(TILES).map_err(self.store())?;
-            t.open_table(OPEN).map_err(self.store())?;
+            for table in [STANDINGS, NAMES, CONTENTS, QUALITIES] {
+                t.open_table(table).map_err(self.store())?;
+            }
             t.open_table(COUNTS).map_err(self.store())?;
             t.open_table(DUPLICATES).map_err(self.store())?;
             t.open_table(FOREIGN).map_err(self.store())?;
@@ -310,17 +160,44 @@ impl Ledger {
         })
     }
 
-    fn add_duplicates(&self, t: &WriteTransaction, more: &[(TileKey, Duplicates)]) -> Result<(), LedgerError> {
-        let mut table = t.open_table(DUPLICATES).map_err(self.store())?;
-        for (key, d) in more {
-            let (same, other) = table.get(&tile_bytes(*key)).map_err(self.store())?.map_or((0, 0), |v| v.value());
-            table.insert(&tile_bytes(*key), (same + d.same, other + d.other)).map_err(self.store())?;
-        }
-        Ok(())
+    fn check_version(&self) -> Result<(), LedgerError> {
+        let foreign = |what: String| LedgerError::NotALedger { path: self.path.clone(), what };
+        let meta = match self.read()?.open_table(META) {
+            Ok(meta) => meta,
+            Err(TableError::TableDoesNotExist(_) | TableError::TableTypeMismatch { .. }) => {
+                return Err(foreign("it has no table \"meta\"".into()));
+            }
+            Err(other) => return Err(self.store()(other)),
+        };
+        let found = meta.get("version").map_err(self.store())?.ok_or_else(|| foreign("it has no version".into()))?;
+        if found.value() == VERSION { Ok(()) } else { Err(self.other_version(found.value())) }
     }
 
+    fn other_version(&self, found: &[u8]) -> LedgerError {
+        LedgerError::OtherVersion { path: self.path.clone(), found: String::from_utf8_lossy(found).into_owned() }
+    }
+
+    /// One transaction, on disk when it returns.
     fn write<R>(&self, change: impl FnOnce(&WriteTransaction) -> Result<R, LedgerError>) -> Result<R, LedgerError> {
-        let transaction = self.store.begin_write().map_err(self.store())?;
+        self.transact(Durability::Immediate, change)
+    }
+
+    /// One transaction, on disk with the next [`Self::write`].
+    fn note<R>(&self, change: impl FnOnce(&WriteTransaction) -> Result<R, LedgerError>) -> Result<R, LedgerError> {
+        self.transact(Durability::None, change)
+    }
+
+    fn transact<R>(
+        &self,
+        durability: Durability,
+        change: impl FnOnce(&WriteTransaction) -> Result<R, LedgerError>,
+    ) -> Result<R, LedgerError> {
+        let Store::Own(store) = &*self.store else {
+            let what = "it was opened to look at".into();
+            return Err(LedgerError::NotALedger { path: self.path.clone(), what });
+        };
+        let mut transaction = store.begin_write().map_err(self.store())?;
+        transaction.set_durability(durability).map_err(self.store())?;
         // On an error the transaction is dropped, which takes back what it wrote.
         let result = change(&transaction)?;
         transaction.commit().map_err(self.store())?;
@@ -332,43 +209,37 @@ impl Ledger {
     }
 
     fn read(&self) -> Result<ReadTransaction, LedgerError> {
-        self.store.begin_read().map_err(self.store())
+        match &*self.store {
+            Store::Own(store) => store.begin_read(),
+            Store::Read(store) => store.begin_read(),
+        }
+        .map_err(self.store())
     }
 
     fn store<E: Into<redb::Error>>(&self) -> impl Fn(E) -> LedgerError {
         move |source| LedgerError::Store { path: self.path.clone(), source: Box::new(source.into()) }
     }
 
-    fn json<T: Serialize>(&self, value: &T) -> Result<Vec<u8>, LedgerError> {
-        serde_json::to_vec(value).map_err(|source| LedgerError::Damaged { path: self.path.clone(), source })
-    }
-
-    fn parse<T: serde::de::DeserializeOwned>(&self, bytes: &[u8]) -> Result<T, LedgerError> {
-        serde_json::from_slice(bytes).map_err(|source| LedgerError::Damaged { path: self.path.clone(), source })
+    fn damaged(&self) -> impl Fn(record::Bad) -> LedgerError {
+        move |what| LedgerError::Damaged { path: self.path.clone(), what }
     }
 }
 
-/// The row with its outcome; only an expected tile can get one.
-fn settled(key: TileKey, row: Row, outcome: &Outcome) -> Result<Row, LedgerError> {
-    match row.state {
-        State::Expected => {}
-        State::Durable => return Err(LedgerError::NotExpected { key, found: "durable" }),
-        State::Lost => return Err(LedgerError::NotExpected { key, found: "lost" }),
-    }
-    Ok(match outcome.clone() {
-        Outcome::Durable { hash, place, quality } => {
-            Row { state: State::Durable, hash: Some(hash), place: Some(place), quality, ..row }
+fn builder() -> redb::Builder {
+    let mut builder = Database::builder();
+    builder.set_cache_size(usize::try_from(Ledger::CACHE.0).unwrap_or(usize::MAX));
+    builder
+}
+
+fn unopened(path: &Path, error: DatabaseError) -> LedgerError {
+    let path = path.to_owned();
+    match error {
+        DatabaseError::DatabaseAlreadyOpen => LedgerError::InUse { path },
+        DatabaseError::Storage(redb::StorageError::Io(e)) if e.kind() == std::io::ErrorKind::InvalidData => {
+            LedgerError::NotALedger { path, what: e.to_string() }
         }
-        Outcome::Lost(reason) => Row { state: State::Lost, reason: Some(reason), ..row },
-    })
-}
-
-/// First and last possible key of a section.
-fn bounds<const N: usize>(section: SectionId) -> ([u8; N], [u8; N]) {
-    let (mut first, mut last) = ([0; N], [0xff; N]);
-    first[..4].copy_from_slice(&section.0.to_be_bytes());
-    last[..4].copy_from_slice(&section.0.to_be_bytes());
-    (first, last)
+        other => LedgerError::Store { path, source: Box::new(other.into()) },
+    }
 }
 
 impl PlanDigest {
