@@ -7,7 +7,8 @@
 //! DIR/sections/<z, 4 digits>/lost.json        {NAME: Reason} of the tiles that are not there
 //! DIR/truth/..                                see [`truth`](crate::truth)
 //! ```
-//! Only what reaches the disk is recorded: a tile that came late or twice is there once.
+//! Only what reaches the disk is recorded: a tile that came late or twice is there once. Retakes are in the plan beside what
+//! they replace, with the version of the result that they belong to.
 
 use std::collections::BTreeMap;
 use std::io::Cursor;
@@ -45,7 +46,7 @@ pub fn record(
 
 fn record_section(scene: &Scene, serial: SerialIndex, dir: &Path) -> Result<SectionPlan, SimError> {
     let folder = dir.join("sections").join(format!("{:04}", serial.0));
-    let plan = scene.section_plan(serial);
+    let plan = scene.whole_plan(serial);
     write_json(&folder.join("plan.json"), &plan)?;
     let missing = scene.is_missing(serial);
     let tiles: Vec<&PlannedTile> = plan.tiles().collect();

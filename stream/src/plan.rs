@@ -103,10 +103,16 @@ impl SectionPlan {
         Self { version: self.version + 1, mfovs, ..self.clone() }
     }
 
-    /// The promise as far as version `revision` of the section's result counts it.
+    /// The promise as far as version `revision` of the section's result counts it, as if whatever was promised between two
+    /// ends of the section had been promised at once.
     pub fn as_of(&self, revision: u32) -> Self {
         let mfovs = self.mfovs.iter().filter(|m| m.revision <= revision).cloned().collect();
-        Self { mfovs, ..self.clone() }
+        Self { mfovs, version: revision.min(self.version), name: self.name.clone(), ..*self }
+    }
+
+    /// The newest version of the section's result that is promised.
+    pub fn last_revision(&self) -> u32 {
+        self.mfovs.iter().map(|m| m.revision).max().unwrap_or(0)
     }
 
     /// The promised tile with this key.

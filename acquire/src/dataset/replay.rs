@@ -5,14 +5,15 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use kinesin_stream::ids::{MfovId, TileKey};
-use kinesin_stream::plan::{RunPlan, SectionPlan};
+use kinesin_stream::plan::{MfovPlan, RunPlan, SectionPlan};
 use kinesin_stream::tile::Reason;
 
 use super::Dataset;
 use crate::instrument::{Command, Event, Instrument, InstrumentError, RawImage, RawTile};
 
 /// Reads the tiles of a data set from disk, section by section in order of z, one file at a time. It stops between mFOVs
-/// when told to hold. A file that is not there, or is recorded as lost, is a lost tile.
+/// when told to hold. A file that is not there, or is recorded as lost, is a lost tile. Retakes that made a later version of a
+/// section's result do so again: they are promised when the section has ended.
 #[derive(Debug)]
 pub struct Recorded {
     data: Arc<Dataset>,
@@ -25,6 +26,7 @@ pub struct Recorded {
 #[derive(Clone, Copy, Debug, Default)]
 struct Place {
     section: usize,
+    revision: u32,
     mfov: usize,
     tile: usize,
     step: Step,
@@ -57,27 +59,40 @@ impl Recorded {
         let event = match self.at.step {
             Step::SectionBegins => {
                 next.step = if section.mfovs.is_empty() { Step::SectionEnds } else { Step::MfovBegins };
-                Event::SectionBegins(section.clone())
+                let whole = self.at.revision == section.last_revision();
+                let plan = if whole { section.clone() } else { Arc::new(section.as_of(self.at.revision)) };
+                if self.at.revision > 0 { Event::SectionAmended(plan) } else { Event::SectionBegins(plan) }
             }
             Step::MfovBegins => {
                 next.step = Step::Tile;
-                Event::MfovBegins(section.mfovs[self.at.mfov].id)
+                Event::MfovBegins(self.stop(section).id)
             }
             Step::Tile => return self.tile(section, next).await.map(Some),
             Step::SectionEnds => {
-                next = Place { section: self.at.section + 1, ..Place::default() };
+                next = match self.at.revision {
+                    r if r < section.last_revision() => {
+                        Place { section: self.at.section, revision: r + 1, ..Place::default() }
+                    }
+                    _ => Place { section: self.at.section + 1, ..Place::default() },
+                };
                 Event::SectionEnds(section.section)
             }
         };
         Ok(Some((event, next)))
     }
 
+    /// Where the stage is.
+    fn stop<'a>(&self, section: &'a SectionPlan) -> &'a MfovPlan {
+        let mut stops = section.mfovs.iter().filter(|m| m.revision == self.at.revision);
+        stops.nth(self.at.mfov).expect("the place is one of the plan")
+    }
+
     async fn tile(&self, section: &SectionPlan, mut next: Place) -> Result<(Event, Place), InstrumentError> {
-        let mfov = &section.mfovs[self.at.mfov];
+        let mfov = self.stop(section);
         let tile = mfov.tiles.get(self.at.tile).filter(|_| !self.skip.contains(&mfov.id));
         let Some(tile) = tile else {
-            let more = self.at.mfov + 1 < section.mfovs.len();
-            next.step = if more { Step::MfovBegins } else { Step::SectionEnds };
+            let stops = section.mfovs.iter().filter(|m| m.revision == self.at.revision).count();
+            next.step = if self.at.mfov + 1 < stops { Step::MfovBegins } else { Step::SectionEnds };
             (next.mfov, next.tile) = (self.at.mfov + 1, 0);
             return Ok((Event::MfovEnds(mfov.id), next));
         };
@@ -135,6 +150,8 @@ impl Instrument for Recorded {
 mod tests {
     use std::time::Duration;
 
+    use kinesin_stream::ids::Attempt;
+
     use super::super::tests::recorded_run;
     use super::*;
 
@@ -152,7 +169,7 @@ mod tests {
                 },
                 Event::TileLost(key, reason) => format!("lost {} {reason}", key.beam.0),
                 Event::MfovEnds(m) => format!("stopped {}", m.mfov),
-                Event::SectionAmended(_) => panic!("nothing is taken again"),
+                Event::SectionAmended(s) => format!("amended {} {}", s.serial.0, s.version),
                 Event::SectionEnds(s) => format!("ended {}", s.0),
             });
         }
@@ -198,6 +215,28 @@ mod tests {
         assert!(instrument.command(Command::Slow(0.5)).await.is_err());
         instrument.command(Command::Go).await.unwrap();
         assert_eq!(told(&mut instrument).await[..3], ["stop 1", "stopped 1", "ended 100"]);
+    }
+
+    #[tokio::test]
+    async fn retakes_of_a_later_result_are_promised_when_the_section_has_ended() {
+        let dir = tempfile::tempdir().unwrap();
+        recorded_run(dir.path());
+        let path = dir.path().join("sections/0000/plan.json");
+        let plan: SectionPlan = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        let mut stop = plan.mfovs[1].clone();
+        (stop.id.attempt, stop.revision) = (Attempt(1), 1);
+        stop.tiles.truncate(1);
+        (stop.tiles[0].key.mfov, stop.tiles[0].name) = (stop.id, "again.png".into());
+        std::fs::copy(
+            dir.path().join("sections/0000/tiles/m1b0.png"),
+            dir.path().join("sections/0000/tiles/again.png"),
+        )
+        .unwrap();
+        std::fs::write(&path, serde_json::to_vec(&plan.amended([stop])).unwrap()).unwrap();
+        let mut instrument = Recorded::new(Arc::new(Dataset::open(dir.path()).unwrap()));
+        let events = told(&mut instrument).await;
+        let again = ["ended 100", "amended 0 1", "stop 1", "tile 0 8", "stopped 1", "ended 100", "begins 1"];
+        assert_eq!(events[9..16], again);
     }
 
     #[test]

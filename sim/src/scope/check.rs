@@ -50,6 +50,7 @@ impl SimConfig {
             ("faults.blank", f.blank, 1.0),
             ("faults.duplicated", f.duplicated, 1.0),
             ("faults.late", f.late, 1.0),
+            ("faults.retaken", f.retaken, 1.0),
             ("pace.speed", self.pace.speed, 1e6),
         ] {
             need(key, value, 0.0, high);
@@ -58,6 +59,20 @@ impl SimConfig {
         need("sections.deformation_grid_px", s.deformation_grid_px, 16.0, 1e6);
         need("pace.scope_mpx_per_s", self.pace.scope_mpx_per_s, 1e-3, 1e6);
         need("faults.late_mfovs", f64::from(f.late_mfovs), 1.0, 1000.0);
+        let (mfovs, beams) = (self.layout.mfovs, self.layout.beams);
+        for r in &f.retakes {
+            let beam = r.beams.iter().find(|b| **b >= beams);
+            if r.mfov >= mfovs || beam.is_some() {
+                let beam = beam.map(|b| format!(" beam {b}")).unwrap_or_default();
+                faults.push(format!(
+                    "faults.retakes: section {} mFOV {}{beam} is never taken a first time; use mFOVs 0 to {} and beams 0 to {}",
+                    r.section,
+                    r.mfov,
+                    mfovs - 1,
+                    beams - 1
+                ));
+            }
+        }
         faults
     }
 }

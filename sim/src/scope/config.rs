@@ -185,6 +185,39 @@ pub struct FaultsConfig {
     pub late_mfovs: u32,
     /// Whether the tiles of a stage stop come in a drawn order instead of by beam. Default true: detectors promise none.
     pub shuffle: bool,
+    /// Spoiled, and taken again: good the second time. Default 0.
+    pub retaken: f64,
+    /// When those are taken again: 0 before their section ends, else that many sections later, or after the last one.
+    /// Default 0: while the stage is still there.
+    pub retake_after_sections: u32,
+    /// Tiles that are spoiled and taken again for certain. Default none.
+    pub retakes: Vec<Retake>,
+}
+
+/// Tiles of one stage stop that are spoiled and taken again.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Retake {
+    /// Serial index of the section, from 0. Default 0.
+    pub section: u32,
+    /// The stage stop, from 0. Default 0.
+    pub mfov: u32,
+    /// Which beams, from 0. Default none: all of them.
+    pub beams: Vec<u16>,
+    /// 0 before the section ends, else so many sections later, or after the last one. Default 0.
+    pub after_sections: u32,
+    /// What spoiled them. Default drawn.
+    pub spoiled: Option<Spoiled>,
+}
+
+/// What spoils an exposure so that it is taken again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Spoiled {
+    /// The beam was off.
+    Blank,
+    /// Out of focus by `exposure.focus_blur_px`.
+    Blurred,
 }
 
 /// Pace and look-ahead.
@@ -318,7 +351,17 @@ impl Default for DamageConfig {
 
 impl Default for FaultsConfig {
     fn default() -> Self {
-        Self { lost: 0.0, blank: 0.0, duplicated: 0.0, late: 0.0, late_mfovs: 1, shuffle: true }
+        Self {
+            lost: 0.0,
+            blank: 0.0,
+            duplicated: 0.0,
+            late: 0.0,
+            late_mfovs: 1,
+            shuffle: true,
+            retaken: 0.0,
+            retake_after_sections: 0,
+            retakes: Vec::new(),
+        }
     }
 }
 

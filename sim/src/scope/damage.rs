@@ -90,7 +90,7 @@ pub(crate) fn damage_of(config: &DamageConfig, seed: u64, section: u32, within: 
 }
 
 fn decided(config: &DamageConfig, seed: u64, damage: &Damage, number: u32, within: BoxXy) -> TrueDamage {
-    let whose = Whose { section: damage.section, mfov: damage.kind as u32, beam: number };
+    let whose = Whose { section: damage.section, mfov: damage.kind as u32, beam: number, attempt: 0 };
     let mut draws = Draws::new(seed, What::DamageShape, whose);
     let size = Xy::new((within.max.x - within.min.x) as f64, (within.max.y - within.min.y) as f64);
     let drawn_at = Xy::new(

@@ -3,6 +3,7 @@
 
 use std::sync::OnceLock;
 
+use kinesin_stream::ids::{MfovId, TileKey};
 use rand::{Rng, RngCore, SeedableRng};
 use rand_pcg::Pcg64Mcg;
 
@@ -31,6 +32,8 @@ pub(crate) enum What {
     Late = 19,
     TileOrder = 20,
     SectionOrder = 21,
+    Retaken = 22,
+    Spoiled = 23,
 }
 
 /// Whose stream it is; what does not apply is 0.
@@ -39,11 +42,19 @@ pub(crate) struct Whose {
     pub(crate) section: u32,
     pub(crate) mfov: u32,
     pub(crate) beam: u32,
+    /// Exposures of the same place before this one.
+    pub(crate) attempt: u32,
 }
 
 impl Whose {
     pub(crate) fn section(section: u32) -> Self {
         Self { section, ..Self::default() }
+    }
+
+    /// One exposure of one tile.
+    pub(crate) fn of(key: TileKey) -> Self {
+        let MfovId { section, mfov, attempt, .. } = key.mfov;
+        Self { section: section.0, mfov, beam: u32::from(key.beam.0), attempt: u32::from(attempt.0) }
     }
 
     pub(crate) fn beam(beam: u32) -> Self {
@@ -59,6 +70,9 @@ impl Draws {
         let mut state = mix(seed ^ 0x6b69_6e65_7369_6e00);
         for part in [what as u64, u64::from(whose.section), u64::from(whose.mfov), u64::from(whose.beam)] {
             state = mix(state ^ mix(part.wrapping_add(0x9e37_79b9_7f4a_7c15)));
+        }
+        if whose.attempt > 0 {
+            state = mix(state ^ mix(0x7265_7461_6b65_0000 | u64::from(whose.attempt)));
         }
         Self(Pcg64Mcg::seed_from_u64(state))
     }
@@ -122,8 +136,10 @@ mod tests {
 
     #[test]
     fn streams_differ_in_every_part_of_their_name_and_repeat() {
-        let first =
-            |seed, what, section, mfov, beam| Draws::new(seed, what, Whose { section, mfov, beam }).even(0.0, 1.0);
+        let first = |seed, what, section, mfov, beam| {
+            let whose = Whose { section, mfov, beam, attempt: 0 };
+            Draws::new(seed, what, whose).even(0.0, 1.0)
+        };
         let all = [
             first(1, What::Noise, 0, 0, 0),
             first(2, What::Noise, 0, 0, 0),

@@ -109,6 +109,7 @@ impl SimulatedScope {
     fn event(word: &Word) -> Option<Event> {
         Some(match word {
             Word::SectionBegins(plan) => Event::SectionBegins(plan.clone()),
+            Word::SectionAmended(plan) => Event::SectionAmended(plan.clone()),
             Word::MfovBegins(id) => Event::MfovBegins(*id),
             Word::Lost(key, reason) => Event::TileLost(*key, reason.clone()),
             Word::MfovEnds(id) => Event::MfovEnds(*id),

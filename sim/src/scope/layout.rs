@@ -112,16 +112,7 @@ impl Layout {
 
     /// The promise of a section, named like those of a MultiSEM.
     pub fn section_plan(&self, section: SectionId, serial: SerialIndex) -> SectionPlan {
-        let mfov = |m: u32| {
-            let id = MfovId::new(section, RegionId(0), m);
-            let tile = |b: u16| PlannedTile {
-                key: TileKey { mfov: id, beam: BeamId(b) },
-                name: format!("{:03}_{:06}_{:03}.tif", section.0 + 1, m + 1, b + 1),
-                nominal: self.nominal(m, b),
-                size: self.tile,
-            };
-            MfovPlan { id, revision: 0, tiles: (0..self.beams).map(tile).collect() }
-        };
+        let mfov = |m: u32| self.stop(MfovId::new(section, RegionId(0), m), 0..self.beams);
         SectionPlan {
             section,
             serial,
@@ -129,6 +120,18 @@ impl Layout {
             version: 0,
             mfovs: (0..self.mfovs).map(mfov).collect(),
         }
+    }
+
+    /// The promise of one stage stop of these beams, in order; the names of retakes end in the number of the attempt.
+    pub fn stop(&self, id: MfovId, beams: impl IntoIterator<Item = u16>) -> MfovPlan {
+        let again = if id.attempt.0 > 0 { format!("_retake{}", id.attempt.0) } else { String::new() };
+        let tile = |b: u16| PlannedTile {
+            key: TileKey { mfov: id, beam: BeamId(b) },
+            name: format!("{:03}_{:06}_{:03}{again}.tif", id.section.0 + 1, id.mfov + 1, b + 1),
+            nominal: self.nominal(id.mfov, b),
+            size: self.tile,
+        };
+        MfovPlan { id, revision: 0, tiles: beams.into_iter().map(tile).collect() }
     }
 
     fn all(&self) -> impl Iterator<Item = (u32, u16)> + use<> {

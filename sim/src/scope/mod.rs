@@ -17,6 +17,7 @@
 //! | [`source`] | grown or recorded tissue; errors |
 //! | [`layout`] | hexagons of beams and of mFOVs; plans and names |
 //! | [`section`], [`damage`] | what cutting and mounting did |
+//! | `retakes` | which tiles are taken again, when, and what spoiled them |
 //! | [`scene`] | all of it as functions of the settings: any tile alone, in any order |
 //! | [`instrument`] | the [`Instrument`](kinesin_acquire::instrument::Instrument): pace, hold, late and doubled tiles |
 
@@ -29,6 +30,7 @@ pub mod instrument;
 pub mod layout;
 mod optics;
 mod plane;
+mod retakes;
 pub mod scene;
 pub mod section;
 pub mod source;

@@ -107,7 +107,7 @@ mod tests {
     }
 
     fn whose(mfov: u32, beam: u32) -> Whose {
-        Whose { section: 0, mfov, beam }
+        Whose { mfov, beam, ..Whose::default() }
     }
 
     #[test]

@@ -6,19 +6,20 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use kinesin_stream::geometry::{BoxXy, Xy, Zyx};
-use kinesin_stream::ids::{SectionId, SerialIndex, TileKey};
+use kinesin_stream::ids::{Attempt, SectionId, SerialIndex, TileKey};
 use kinesin_stream::map::Grid;
 use kinesin_stream::pixels::Pixels;
 use kinesin_stream::plan::{RunPlan, SectionPlan};
 use serde::{Deserialize, Serialize};
 
-use super::config::{DamageKind, SimConfig};
+use super::config::{DamageKind, SimConfig, Spoiled};
 use super::damage::{TrueDamage, damage_of};
 use super::draw::{Draws, What, Whose};
 use super::exposure::{Contrast, Light, blur, expose};
 use super::layout::Layout;
 use super::optics::tile_map;
 use super::plane::Plane;
+use super::retakes::{Amendment, amendments, spoiled};
 use super::section::SectionMap;
 use super::source::{OpenTissue, SimError};
 use crate::tissue::Tissue;
@@ -157,14 +158,28 @@ impl Scene {
         order
     }
 
-    /// The promise of a section. Its id is its number at cutting, whatever the order of imaging.
+    /// The promise of a section as it begins. Its id is its number at cutting, whatever the order of imaging.
     pub fn section_plan(&self, serial: SerialIndex) -> SectionPlan {
         self.layout.section_plan(SectionId(serial.0), serial)
     }
 
+    /// The promise of a section with everything that is taken again.
+    pub fn whole_plan(&self, serial: SerialIndex) -> SectionPlan {
+        let first = self.section_plan(serial);
+        self.amendments(&first).into_iter().fold(first, |plan, amendment| plan.amended(amendment.stops))
+    }
+
+    /// What is taken again of the section with this first promise, in the order in which it comes.
+    pub(crate) fn amendments(&self, first: &SectionPlan) -> Vec<Amendment> {
+        if self.is_missing(first.serial) {
+            return Vec::new();
+        }
+        amendments(&self.config.faults, self.config.seed, &self.layout, &first.mfovs)
+    }
+
     /// Tile pixel to section pixel, as it really is.
     pub fn tile_map(&self, key: TileKey) -> Grid {
-        tile_map(&self.config.optics, &self.layout, self.config.seed, whose(key))
+        tile_map(&self.config.optics, &self.layout, self.config.seed, Whose::of(key))
     }
 
     /// Section pixel to volume pixel (the tissue in pixels of the scope), as it really is.
@@ -206,15 +221,20 @@ impl Scene {
     /// What goes wrong with a tile.
     pub fn faults(&self, key: TileKey) -> TileFaults {
         let f = &self.config.faults;
-        let happens = |what, probability| Draws::new(self.config.seed, what, whose(key)).chance(probability);
-        if happens(What::Lost, f.lost) {
+        let happens = |what, probability| Draws::new(self.config.seed, what, Whose::of(key)).chance(probability);
+        // Who takes a tile again looks at it.
+        let first = key.mfov.attempt == Attempt(0);
+        if first && happens(What::Lost, f.lost) {
             return TileFaults { lost: true, ..TileFaults::default() };
         }
-        let blank = happens(What::Blank, f.blank);
+        let spoiled = spoiled(f, self.config.seed, self.layout.beams, key);
+        let blank = spoiled == Some(Spoiled::Blank) || (first && happens(What::Blank, f.blank));
+        let blurred =
+            spoiled == Some(Spoiled::Blurred) || (first && happens(What::Focus, self.config.exposure.focus_loss));
         TileFaults {
             lost: false,
             blank,
-            out_of_focus: !blank && happens(What::Focus, self.config.exposure.focus_loss),
+            out_of_focus: !blank && blurred,
             duplicated: happens(What::Duplicate, f.duplicated),
             late: happens(What::Late, f.late),
         }
@@ -224,7 +244,7 @@ impl Scene {
     pub fn tile(&self, key: TileKey) -> Pixels {
         let (size, e) = (self.layout.tile, &self.config.exposure);
         let (width, height) = (size.x as usize, size.y as usize);
-        let noise = Draws::new(self.config.seed, What::Noise, whose(key));
+        let noise = Draws::new(self.config.seed, What::Noise, Whose::of(key));
         let faults = self.faults(key);
         if faults.blank {
             let dark = vec![BLANK.0; width * height];
@@ -265,10 +285,6 @@ impl Scene {
         let beam = drawn(What::BeamGrey, Whose::beam(u32::from(key.beam.0)), e.gain_sd, e.offset_sd);
         section.then(beam)
     }
-}
-
-fn whose(key: TileKey) -> Whose {
-    Whose { section: key.mfov.section.0, mfov: key.mfov.mfov, beam: u32::from(key.beam.0) }
 }
 
 fn run_plan(config: &SimConfig, layout: &Layout, voxel: Zyx<f64>) -> RunPlan {

@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use kinesin_acquire::instrument::{Command, Event, Instrument, RawImage};
 use kinesin_stream::geometry::{BoxXy, VoxelSize, Xy, Zyx, reduced_to_full};
-use kinesin_stream::ids::{MfovId, SectionId, SerialIndex, TileKey};
+use kinesin_stream::ids::{Attempt, BeamId, MfovId, RegionId, SectionId, SerialIndex, TileKey};
 use kinesin_stream::pixels::Pixels;
 use kinesin_stream::tile::Reason;
 use ndarray::Array2;
 use tokio::time::{Instant, timeout};
 
-use super::config::{Damage, DamageKind, ExposureConfig, LayoutConfig, SectionsConfig};
+use super::config::{Damage, DamageKind, ExposureConfig, FaultsConfig, LayoutConfig, Retake, SectionsConfig, Spoiled};
 use super::{Scene, SimConfig, SimulatedScope};
 use crate::tissue::Tissue;
 use crate::truth::Truth;
@@ -237,7 +237,7 @@ async fn every_promised_tile_comes_or_is_lost_before_its_mfov_ends_and_every_fau
     let mut config = seven_stops();
     config.layout.shuffle_sections = true;
     config.faults =
-        super::config::FaultsConfig { lost: 0.1, blank: 0.1, duplicated: 0.2, late: 0.2, late_mfovs: 2, shuffle: true };
+        FaultsConfig { lost: 0.1, blank: 0.1, duplicated: 0.2, late: 0.2, late_mfovs: 2, ..FaultsConfig::default() };
     config.damage.list = vec![damage(1, DamageKind::Missing)];
     let mut scope = SimulatedScope::over(scene(config)).unwrap();
     let truth = Truth::of(scope.scene().clone());
@@ -287,6 +287,85 @@ async fn every_promised_tile_comes_or_is_lost_before_its_mfov_ends_and_every_fau
     }
     assert!(counts.iter().all(|&n| n > 0) && late >= counts[3], "{counts:?}, {late} late");
     assert_eq!(truth.faults(SerialIndex(1)).damage[0].kind, DamageKind::Missing);
+}
+
+fn retake(section: u32, mfov: u32, beams: &[u16], after_sections: u32, spoiled: Option<Spoiled>) -> Retake {
+    Retake { section, mfov, beams: beams.to_vec(), after_sections, spoiled }
+}
+
+#[tokio::test]
+async fn spoiled_tiles_come_again_before_or_after_their_section_has_ended_and_the_last_exposure_is_good() {
+    let mut config = seven_stops();
+    config.exposure = ExposureConfig::default();
+    config.faults.retakes = vec![
+        retake(0, 2, &[1, 3], 0, Some(Spoiled::Blurred)),
+        retake(0, 2, &[1], 1, None),
+        retake(1, 0, &[], 5, Some(Spoiled::Blank)),
+    ];
+    (config.faults.late, config.faults.late_mfovs) = (0.2, 9);
+    let mut scope = SimulatedScope::over(scene(config)).unwrap();
+    let scene = scope.scene().clone();
+    let all = events(&mut scope).await;
+
+    let mut plans = BTreeMap::new();
+    let (mut ended, mut ends) = (BTreeSet::new(), BTreeMap::<SectionId, u32>::new());
+    for event in &all {
+        match event {
+            Event::SectionBegins(plan) => assert!(plans.insert(plan.section, plan.clone()).is_none()),
+            Event::SectionAmended(plan) => {
+                let before = plans.insert(plan.section, plan.clone()).unwrap();
+                assert_eq!(plan.version, before.version + 1);
+                let open = before.mfovs.iter().any(|m| !ended.contains(&m.id));
+                for stop in &plan.mfovs {
+                    match before.mfov(stop.id) {
+                        Some(there) => assert_eq!(there, stop),
+                        None => assert_eq!(stop.revision, ends.get(&plan.section).copied().unwrap_or(0), "{}", stop.id),
+                    }
+                }
+                assert_eq!(open, ends.get(&plan.section).copied().unwrap_or(0) == 0, "{}", plan.section);
+            }
+            Event::MfovEnds(id) => assert!(ended.insert(*id) && plans[&id.section].mfov(*id).is_some()),
+            Event::SectionEnds(id) => {
+                assert!(plans[id].mfovs.iter().all(|m| ended.contains(&m.id)), "{id} ended too early");
+                *ends.entry(*id).or_default() += 1;
+            }
+            _ => {}
+        }
+    }
+    // Section 0 is amended twice, once before its end; section 1 once, after the last section.
+    let ends: Vec<_> = ends.into_values().collect();
+    assert_eq!(ends, [2, 2, 1]);
+    let told: BTreeMap<_, _> = tiles(&all).into_iter().collect();
+    assert_eq!(told.len(), 3 * 49 + 2 + 1 + 7);
+    for (section, plan) in &plans {
+        assert_eq!(**plan, scene.whole_plan(SerialIndex(section.0)));
+    }
+    let key = |mfov: u32, beam: u16, attempt: u16| {
+        let id = MfovId::new(SectionId(u32::from(mfov == 0)), RegionId(0), mfov).at(Attempt(attempt));
+        TileKey { mfov: id, beam: BeamId(beam) }
+    };
+    let flags = |k| (scene.faults(k).blank, scene.faults(k).out_of_focus);
+    assert_eq!((flags(key(2, 3, 0)), flags(key(2, 3, 1))), ((false, true), (false, false)));
+    assert!(flags(key(2, 1, 1)) != (false, false) && flags(key(2, 1, 2)) == (false, false));
+    assert_eq!((flags(key(0, 6, 0)), flags(key(0, 6, 1))), ((true, false), (false, false)));
+    assert_ne!(scene.tile_map(key(0, 6, 0)), scene.tile_map(key(0, 6, 1)), "the stage stops at another place");
+    let truth = Truth::of(scene.clone()).placements(SerialIndex(1));
+    assert!(truth.contains_key("002_000001_007.tif") && truth.contains_key("002_000001_007_retake1.tif"));
+}
+
+#[tokio::test]
+async fn drawn_retakes_are_the_same_whenever_they_come() {
+    let keys = |after| {
+        let mut config = seven_stops();
+        (config.faults.retaken, config.faults.retake_after_sections) = (0.2, after);
+        SimulatedScope::over(scene(config)).unwrap()
+    };
+    let (mut early, mut late) = (keys(0), keys(1));
+    let early: BTreeMap<_, _> = tiles(&events(&mut early).await).into_iter().collect();
+    let late: BTreeMap<_, _> = tiles(&events(&mut late).await).into_iter().collect();
+    let again = early.keys().filter(|k| k.mfov.attempt == Attempt(1)).count();
+    assert!((15..45).contains(&again), "{again} of 147");
+    assert!(early == late);
 }
 
 #[tokio::test]

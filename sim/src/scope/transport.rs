@@ -2,11 +2,14 @@
 //!
 //! A late tile is held back for some stage stops; the end of its own mFOV waits for it, and the end of its section for the
 //! mFOV. So every tile promised is told of before its mFOV ends, and mFOVs interleave only where tiles are late.
+//!
+//! Retakes that come before their section ends are promised before its last stage stop ends; later ones once it has ended, as
+//! stage stops between two sections.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
-use kinesin_stream::ids::{MfovId, SectionId, SerialIndex, TileKey};
+use kinesin_stream::ids::{BeamId, MfovId, SectionId, SerialIndex, TileKey};
 use kinesin_stream::plan::{MfovPlan, SectionPlan};
 use kinesin_stream::tile::Reason;
 
@@ -17,11 +20,22 @@ use super::scene::Scene;
 #[derive(Clone, Debug)]
 pub(crate) enum Word {
     SectionBegins(Arc<SectionPlan>),
+    SectionAmended(Arc<SectionPlan>),
     MfovBegins(MfovId),
     Tile(TileKey),
     Lost(TileKey, Reason),
     MfovEnds(MfovId),
     SectionEnds(SectionId),
+}
+
+/// A promise that will be made again.
+struct Later {
+    /// Before the section's last stop ends; else `due`.
+    before_end: bool,
+    /// As soon as so many sections have begun and all their stops are over.
+    due: u32,
+    plan: Arc<SectionPlan>,
+    stops: Vec<MfovPlan>,
 }
 
 /// Says what happens stage stop by stage stop.
@@ -40,6 +54,10 @@ pub(crate) struct Transport {
     waiting: BTreeMap<MfovId, usize>,
     /// mFOVs still to end, of each section begun.
     open: BTreeMap<SectionId, usize>,
+    /// Sections begun so far.
+    begun: u32,
+    /// Promises still to be made of sections begun, in order.
+    amendments: VecDeque<Later>,
     skipped: BTreeSet<MfovId>,
 }
 
@@ -54,6 +72,8 @@ impl Transport {
             late: BTreeMap::new(),
             waiting: BTreeMap::new(),
             open: BTreeMap::new(),
+            begun: 0,
+            amendments: VecDeque::new(),
             skipped: BTreeSet::new(),
         }
     }
@@ -65,20 +85,14 @@ impl Transport {
 
     /// Whether no stage stop is left; late tiles may be.
     pub(crate) fn at_last_stop(&self) -> bool {
-        self.mfovs.is_empty() && self.sections.is_empty()
+        self.mfovs.is_empty() && self.sections.is_empty() && self.amendments.is_empty()
     }
 
     /// What is said at the next stage stop, and after the last one whatever is still late; empty when all is said.
     pub(crate) fn next_stop(&mut self) -> Vec<Word> {
         let mut words = Vec::new();
-        if self.mfovs.is_empty()
-            && let Some(serial) = self.sections.pop_front()
-        {
-            let plan = Arc::new(self.scene.section_plan(serial));
-            self.missing = self.scene.is_missing(serial);
-            self.open.insert(plan.section, plan.mfovs.len());
-            self.mfovs = plan.mfovs.clone().into();
-            words.push(Word::SectionBegins(plan));
+        if self.mfovs.is_empty() {
+            self.next_promise(&mut words);
         }
         match self.mfovs.pop_front() {
             Some(mfov) => self.stop(mfov, &mut words),
@@ -91,6 +105,37 @@ impl Transport {
             }
         }
         words
+    }
+
+    /// Promises what comes after the last stop: a retake that is due, or the next section.
+    fn next_promise(&mut self, words: &mut Vec<Word>) {
+        let last = self.sections.is_empty();
+        // One that is still open waits for its late tiles.
+        let due = |l: &Later| (last || l.due <= self.begun) && !self.open.contains_key(&l.plan.section);
+        if let Some(at) = self.amendments.iter().position(due) {
+            let Some(later) = self.amendments.remove(at) else { return };
+            self.amend(later, words);
+        } else if let Some(serial) = self.sections.pop_front() {
+            let mut plan = Arc::new(self.scene.section_plan(serial));
+            self.missing = self.scene.is_missing(serial);
+            self.open.insert(plan.section, plan.mfovs.len());
+            self.mfovs = plan.mfovs.clone().into();
+            words.push(Word::SectionBegins(plan.clone()));
+            self.begun += 1;
+            for amendment in self.scene.amendments(&plan) {
+                plan = Arc::new(plan.amended(amendment.stops.clone()));
+                let due = self.begun + amendment.after_sections;
+                let before_end = amendment.after_sections == 0;
+                self.amendments.push_back(Later { before_end, due, plan: plan.clone(), stops: amendment.stops });
+            }
+        }
+    }
+
+    fn amend(&mut self, later: Later, words: &mut Vec<Word>) {
+        *self.open.entry(later.plan.section).or_default() += later.stops.len();
+        self.missing = false;
+        self.mfovs.extend(later.stops);
+        words.push(Word::SectionAmended(later.plan));
     }
 
     fn stop(&mut self, mfov: MfovPlan, words: &mut Vec<Word>) {
@@ -113,7 +158,7 @@ impl Transport {
             }
         }
         if self.scene.config().faults.shuffle {
-            let whose = Whose { section: mfov.id.section.0, mfov: mfov.id.mfov, beam: 0 };
+            let whose = Whose::of(TileKey { mfov: mfov.id, beam: BeamId(0) });
             Draws::new(self.scene.config().seed, What::TileOrder, whose).shuffle(&mut now);
         }
         for key in now {
@@ -121,6 +166,14 @@ impl Transport {
         }
         for key in came_late {
             self.count_late(key.mfov, words);
+        }
+        // Before the last stop of the section ends: until then what is taken again is part of the same result.
+        let now = |l: &Later| l.before_end && l.plan.section == mfov.id.section;
+        if self.mfovs.is_empty()
+            && let Some(at) = self.amendments.iter().position(now)
+            && let Some(later) = self.amendments.remove(at)
+        {
+            self.amend(later, words);
         }
         if !self.waiting.contains_key(&mfov.id) {
             self.end(mfov.id, words);

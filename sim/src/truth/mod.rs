@@ -65,9 +65,9 @@ impl Truth {
         &self.scene
     }
 
-    /// Tile pixel to section pixel of every promised tile of a section, by name; exact.
+    /// Tile pixel to section pixel of every promised tile of a section, retakes too, by name; exact.
     pub fn placements(&self, serial: SerialIndex) -> BTreeMap<String, TileToSection> {
-        let plan = self.scene.section_plan(serial);
+        let plan = self.scene.whole_plan(serial);
         plan.tiles().map(|t| (t.name.clone(), TileToSection(Map::Grid(self.scene.tile_map(t.key))))).collect()
     }
 
@@ -78,7 +78,7 @@ impl Truth {
 
     /// What is wrong with a section and its tiles.
     pub fn faults(&self, serial: SerialIndex) -> SectionFaults {
-        let plan = self.scene.section_plan(serial);
+        let plan = self.scene.whole_plan(serial);
         let tiles = plan.tiles().map(|t| (t.name.clone(), self.scene.faults(t.key))).filter(|(_, f)| f.any()).collect();
         SectionFaults { serial, damage: self.scene.damage(serial), tiles }
     }

@@ -78,7 +78,7 @@ impl SectionTruth {
     /// The truth of a section of this scene; voxels of the labels are those of the tissue.
     pub fn of(scene: &Scene, serial: SerialIndex) -> Self {
         let (shape, scale) = (scene.tissue().shape(), scene.scale());
-        let plan = scene.section_plan(serial);
+        let plan = scene.whole_plan(serial);
         let shows = |key| !scene.faults(key).lost && !scene.faults(key).blank;
         let seen = plan.tiles().filter(|t| shows(t.key));
         let tile = |key, size| TrueTile { map: Map::Grid(scene.tile_map(key)), size };
