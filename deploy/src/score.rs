@@ -18,8 +18,9 @@ use kinesin_stages::agglomerate::UnionFind;
 use kinesin_stages::pipeline::AlignmentFile;
 use kinesin_stages::publish::{SectionFiles, read_json};
 use kinesin_stream::geometry::{BoxXy, BoxZyx, VoxelSize, Xy, Zyx};
-use kinesin_stream::ids::SerialIndex;
-use kinesin_stream::map::{Affine, Map, SectionToVolume};
+use kinesin_stream::ids::{SerialIndex, TileKey};
+use kinesin_stream::map::{Affine, Map, SectionToVolume, TileToSection};
+use kinesin_stream::plan::{PlannedTile, SectionPlan};
 use kinesin_stream::volume::{self, Equivalence, VolumeSource, commit_log::read_log};
 use ndarray::Axis;
 use serde_json::{Value, json};
@@ -62,8 +63,14 @@ pub fn of_run(out: &Path, scene: &Arc<Scene>) -> Result<Value, Failure> {
     let mut found = BTreeMap::new();
     for serial in (0..scene.plan().sections).map(SerialIndex) {
         let files = SectionFiles::new(out, serial.0);
+        let Some(Placements { tiles: first }) = read_json(&files.placements()).map_err(Failure::input)? else {
+            continue;
+        };
+        // Places are those of the newest version, labels those of the first.
+        let newest = (1..).take_while(|v| files.clone().version(*v).revision().is_file()).last().unwrap_or(0);
+        let files = files.version(newest);
         let Some(Placements { tiles }) = read_json(&files.placements()).map_err(Failure::input)? else { continue };
-        let plan = scene.section_plan(serial);
+        let plan = counted(&scene.whole_plan(serial), &tiles);
         let true_places = truth.placements(serial);
         // Nominal places only of tiles that came: both are scored on the same points.
         let mut nominal = nominal(&plan);
@@ -77,7 +84,7 @@ pub fn of_run(out: &Path, scene: &Arc<Scene>) -> Result<Value, Failure> {
             let side = |alignment| Side { placements: &tiles, alignment };
             aligned.push(AlignedSection::new(&plan, side(&map), true_side));
             unaligned.push(AlignedSection::new(&plan, side(&identity), true_side));
-            found.insert(serial, (tiles, map));
+            found.insert(serial, (first, map));
         }
     }
     let mut scores = json!({
@@ -92,6 +99,17 @@ pub fn of_run(out: &Path, scene: &Arc<Scene>) -> Result<Value, Failure> {
         scores["mask"] = mask;
     }
     Ok(scores)
+}
+
+/// Of each place the exposure that the result uses, or the first.
+fn counted(plan: &SectionPlan, found: &BTreeMap<String, TileToSection>) -> SectionPlan {
+    let used = |t: &&PlannedTile| found.contains_key(&t.name);
+    let of_place: BTreeMap<TileKey, TileKey> = plan.tiles().filter(used).map(|t| (t.key.first(), t.key)).collect();
+    let mut plan = plan.clone();
+    for mfov in &mut plan.mfovs {
+        mfov.tiles.retain(|t| *of_place.get(&t.key.first()).unwrap_or(&t.key.first()) == t.key);
+    }
+    plan
 }
 
 /// Precision and recall of what is kept out of the segmentation, of any class; `None` where the run has no mask or the
@@ -142,7 +160,7 @@ fn plane(shape: Zyx<usize>, z: u32) -> BoxZyx {
     BoxZyx { min: Zyx::new(z, 0, 0), max: Zyx::new(z + 1, shape.y as i64, shape.x as i64) }
 }
 
-type Found = BTreeMap<SerialIndex, (BTreeMap<String, kinesin_stream::map::TileToSection>, SectionToVolume)>;
+type Found = BTreeMap<SerialIndex, (BTreeMap<String, TileToSection>, SectionToVolume)>;
 
 /// Labels scored at the tissue that each voxel shows; `None` where the run has no labels or the tissue no true ones.
 fn labels_of_run(out: &Path, scene: &Arc<Scene>, found: &Found) -> Result<Option<LabelScores>, Failure> {

@@ -10,9 +10,13 @@
 //! back by id, within the bytes of its own pool. No edge leads back, every edge takes one item when it is empty, and no
 //! box keeps a metered item between calls: so the last box can always finish, hence the one before it, hence all.
 //!
+//! Retakes of a section that has ended go from gather to render on the same edge: they make a version of their own there,
+//! beside the one that was published. That edge leads forward too.
+//!
 //! Each box skips what `DIR` already holds, so the same wiring serves a new run, a restart and recorded data.
 
 mod aligning;
+mod cells;
 mod commits;
 mod config;
 mod front;
@@ -23,6 +27,7 @@ mod matching;
 mod montaging;
 mod offline;
 mod rendering;
+mod revising;
 mod segmenting;
 mod telemetry;
 mod tiles;
@@ -43,6 +48,7 @@ pub use front::Receipt;
 pub use gather::{Closed, Gather, MfovDone};
 pub use layout::{Layout, LineConfig, Nominal};
 pub use offline::{VolumeJob, flood_volume, mask_volume};
+pub use revising::RevisionFile;
 pub use segmenting::{Exclusion, FloodMeter};
 pub use telemetry::{Moment, SectionTimes, StageName, StageRow, Telemetry};
 pub use tiles::{SectionError, StoreError, TileStore, crop};
@@ -54,8 +60,9 @@ use crate::runtime::NetworkFactory;
 use aligning::AlignBox;
 use front::{InspectStage, Inspected};
 use matching::{MontageInput, PairJob};
-use montaging::{MontageBox, Montaged};
-use rendering::{Aligned, RenderBox, Rendered};
+use montaging::{MontageBox, Montaged, SectionSolver};
+use rendering::{RenderBox, RenderInput, Rendered};
+use revising::Reviser;
 use tiles::TileCache;
 
 type Edge<T> = (Sender<T>, Receiver<T>);
@@ -69,7 +76,7 @@ pub struct Line {
     pairs: Edge<PairJob>,
     matched: Edge<MontageInput>,
     montaged: Edge<Montaged>,
-    aligned: Edge<Aligned>,
+    aligned: Edge<RenderInput>,
     rendered: Edge<Rendered>,
     masked: Edge<Rendered>,
     align_tiles: Pool,
@@ -188,9 +195,31 @@ impl Line {
             Source::Live { ledger, .. } => Some(ledger.clone()),
             Source::Recorded(_) => None,
         };
-        let (for_render, counted) = (ledger.clone(), telemetry.clone());
-        let mut render =
-            RenderBox { renderer: renderer.clone(), tiles, image, commits, ledger: for_render, telemetry: counted };
+        let solver = SectionSolver {
+            config: config.stages.montage.clone(),
+            nominal: config.nominal.stitch,
+            pixel_nm: config.plan.pixel_size_nm,
+        };
+        let reviser = Reviser {
+            solver: solver.clone(),
+            inspect: config.stages.inspect.clone(),
+            matcher: Matcher::new(config.stages.pointmatch.clone()),
+            renderer: renderer.clone(),
+            image: image.spec().clone(),
+            out: out.clone(),
+            commits: commits.clone(),
+            ledger: ledger.clone(),
+            telemetry: telemetry.clone(),
+        };
+        let mut render = RenderBox {
+            renderer: renderer.clone(),
+            tiles,
+            image,
+            commits,
+            ledger: ledger.clone(),
+            reviser,
+            telemetry: telemetry.clone(),
+        };
         let (aligned, rendered) = (self.aligned.1, self.rendered.0);
         runner.spawn("render", move |run| render.work((aligned, rendered), run));
 
@@ -204,17 +233,10 @@ impl Line {
             out: out.clone(),
             telemetry: telemetry.clone(),
         };
-        let (montaged, aligned) = (self.montaged.1, self.aligned.0);
+        let (montaged, aligned, revisions) = (self.montaged.1, self.aligned.0.clone(), self.aligned.0);
         runner.spawn("align", move |run| align.work((montaged, aligned), run));
 
-        let montage = MontageBox {
-            config: config.stages.montage.clone(),
-            nominal: config.nominal.stitch,
-            pixel_nm: config.plan.pixel_size_nm,
-            out: out.clone(),
-            ledger,
-            telemetry: telemetry.clone(),
-        };
+        let montage = MontageBox { solver, out: out.clone(), ledger, telemetry: telemetry.clone() };
         let (matched, montaged) = (self.matched.1, self.montaged.0);
         runner.spawn("montage", move |run| montage.work((matched, montaged), run));
 
@@ -228,7 +250,8 @@ impl Line {
         let gather = Gather::new(config.stages.inspect.clone(), config.stages.pointmatch.clone());
         let (stored, pairs, matched) = (self.stored.1, self.pairs.0, self.matched.0);
         let counted = telemetry.clone();
-        runner.spawn("gather", move |run| gathering::work(gather, &out, &counted, (stored, pairs, matched), run));
+        let edges = (stored, pairs, matched, revisions);
+        runner.spawn("gather", move |run| gathering::work(gather, &out, &counted, edges, run));
 
         if let Source::Live { archive, ledger, receipt } = source {
             let earlier = gathering::earlier(&ledger)?;

@@ -15,7 +15,7 @@ use kinesin_stream::stage::StopError;
 use serde::{Deserialize, Serialize};
 
 use super::montaging::Montaged;
-use super::rendering::Aligned;
+use super::rendering::{Aligned, RenderInput};
 use super::telemetry::{StageName, Telemetry};
 use super::tiles::TileCache;
 use crate::align::{AlignConfig, Aligner, Alignment, SectionView, Verdict};
@@ -63,7 +63,7 @@ pub(super) struct AlignBox {
 impl AlignBox {
     pub(super) fn work(
         &mut self,
-        (montaged, aligned): (Receiver<Montaged>, Sender<Aligned>),
+        (montaged, aligned): (Receiver<Montaged>, Sender<RenderInput>),
         run: &RunToken,
     ) -> Result<(), StopError> {
         let done = self.done()?;
@@ -102,7 +102,8 @@ impl AlignBox {
                 if let Some(map) = &file.map {
                     all.sections.insert(file.section.clone(), map.clone());
                 }
-                aligned.send_blocking(Aligned { montaged: section, map: file.map.map(Arc::new) })?;
+                let map = file.map.map(Arc::new);
+                aligned.send_blocking(RenderInput::Section(Aligned { montaged: section, map }))?;
                 next += 1;
             }
         }

@@ -30,6 +30,15 @@ pub enum Commit {
         /// Length of the log of equivalences.
         equivalences: u64,
     },
+    /// A later version of a section, beside those before, which stay.
+    Revision {
+        /// Its z.
+        z: u32,
+        /// Which version, from 1.
+        version: u32,
+        /// What of its image changed: `[x0, y0, x1, y1]` each, half-open, voxels of the volume.
+        boxes: Vec<[i64; 4]>,
+    },
 }
 
 /// The log, shared by the boxes that publish.
@@ -52,6 +61,11 @@ impl Commits {
     /// Whether it was published before this run began.
     pub fn has(&self, commit: &Commit) -> bool {
         self.before.contains(commit)
+    }
+
+    /// Whether this version of a section was published before this run began.
+    pub fn has_revision(&self, z: u32, version: u32) -> bool {
+        self.before.iter().any(|c| matches!(c, Commit::Revision { z: a, version: v, .. } if (*a, *v) == (z, version)))
     }
 
     /// What was published before this run began, in order of kind and z.

@@ -13,15 +13,22 @@ use kinesin_stream::stage::StopError;
 use super::front::settled;
 use super::gather::{Gather, MfovDone};
 use super::matching::{MontageInput, PairJob};
+use super::rendering::RenderInput;
 use super::telemetry::{Moment, Telemetry};
 use crate::publish::SectionFiles;
 
-/// Counts mFOVs to sections and names pairs. Pairs of a section that an earlier run solved are not matched again.
+/// Counts mFOVs to sections and names pairs. Pairs of a section that an earlier run solved are not matched again. Later versions
+/// of a section go to where published sections are known.
 pub(super) fn work(
     mut gather: Gather,
     out: &Path,
     telemetry: &Telemetry,
-    (stored, pairs, matched): (Receiver<MfovDone>, Sender<PairJob>, Sender<MontageInput>),
+    (stored, pairs, matched, revisions): (
+        Receiver<MfovDone>,
+        Sender<PairJob>,
+        Sender<MontageInput>,
+        Sender<RenderInput>,
+    ),
     run: &RunToken,
 ) -> Result<(), StopError> {
     let mut solved: BTreeSet<SectionId> = BTreeSet::new();
@@ -30,12 +37,13 @@ pub(super) fn work(
         run.working_on(done.mfov.to_string());
         let plan = done.plan.clone();
         let section = plan.section;
-        if seen.insert(section) && SectionFiles::new(out, plan.serial.0).solved().is_file() {
+        let first = plan.mfov(done.mfov).is_some_and(|m| m.revision == 0);
+        if first && seen.insert(section) && SectionFiles::new(out, plan.serial.0).solved().is_file() {
             solved.insert(section);
         }
-        let (ready, closed) = gather.add((*done).clone());
+        let (ready, closed) = gather.add((*done).clone())?;
         drop(done);
-        if closed.is_some() {
+        if closed.as_ref().is_some_and(|c| c.revision == 0) {
             telemetry.mark(plan.serial.0, Moment::LastTile);
         }
         if !solved.contains(&section) {
@@ -43,10 +51,14 @@ pub(super) fn work(
                 pairs.send_blocking(PairJob { plan: plan.clone(), pair })?;
             }
         }
-        if let Some(closed) = closed {
-            solved.remove(&section);
-            seen.remove(&section);
-            matched.send_blocking(MontageInput::Closed(closed))?;
+        match closed {
+            Some(closed) if closed.revision == 0 => {
+                solved.remove(&section);
+                seen.remove(&section);
+                matched.send_blocking(MontageInput::Closed(closed))?;
+            }
+            Some(closed) => revisions.send_blocking(RenderInput::Revision(closed))?,
+            None => {}
         }
     }
     run.check()?;

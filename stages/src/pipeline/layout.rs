@@ -175,7 +175,8 @@ impl Layout {
         fixed("ledger cache", Ledger::CACHE.0);
         // Matches and places of all sections, should the first one come last.
         fixed("records of open sections", tiles * u64::from(plan.sections) * 4096);
-        fixed("match working", self.workers() as u64 * 2 * tile);
+        // One more pair at a time where retakes are matched.
+        fixed("match working", (self.workers() as u64 + 1) * 2 * tile);
         fixed("align references", Aligner::held_bytes(&stages.align, area));
         fixed("align working", Aligner::working_bytes(&stages.align, area));
         // Nine bytes a pixel of a band, the band itself, and one row of chunks at every level.

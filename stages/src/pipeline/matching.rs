@@ -50,6 +50,26 @@ impl Cost for MontageInput {
 /// Most pixels that are compared for the grey values of one overlap.
 const STAT_SAMPLES: usize = 20_000;
 
+/// Matches one pair, and compares its grey values.
+pub(super) fn one(
+    matcher: &mut Matcher,
+    store: &dyn TileStore,
+    pair: &Pair,
+) -> Result<(PairMatches, Option<OverlapStat>), StopError> {
+    let rects = matcher.rects(pair);
+    let read = |key, rect| store.read_part(key, rect).map_err(|source| SectionError::Store { key, source });
+    let (p, q) = (read(pair.p, rects.p)?, read(pair.q, rects.q)?);
+    let matches = matcher.match_pair(pair, &p, &q)?;
+    let stat = compare(&matches, &rects, &p, &q);
+    Ok((matches, stat))
+}
+
+/// Pixels that are read for a pair.
+pub(super) fn pixels(matcher: &Matcher, pair: &Pair) -> u64 {
+    let rects = matcher.rects(pair);
+    (rects.p.size().x * rects.p.size().y + rects.q.size().x * rects.q.size().y) as u64
+}
+
 /// One worker: its own [`Matcher`], the shared edges.
 pub(super) fn work(
     mut matcher: Matcher,
@@ -61,15 +81,8 @@ pub(super) fn work(
     while let Some(job) = jobs.recv_blocking() {
         let pair = &job.pair;
         run.working_on(format!("{} with {}", pair.p, pair.q));
-        let rects = matcher.rects(pair);
-        let pixels = (rects.p.size().x * rects.p.size().y + rects.q.size().x * rects.q.size().y) as u64;
-        let (matches, stat) = telemetry.time(StageName::Match, pixels, || -> Result<_, StopError> {
-            let read = |key, rect| store.read_part(key, rect).map_err(|source| SectionError::Store { key, source });
-            let (p, q) = (read(pair.p, rects.p)?, read(pair.q, rects.q)?);
-            let matches = matcher.match_pair(pair, &p, &q)?;
-            let stat = compare(&matches, &rects, &p, &q);
-            Ok((matches, stat))
-        })?;
+        let pixels = pixels(&matcher, pair);
+        let (matches, stat) = telemetry.time(StageName::Match, pixels, || one(&mut matcher, store, pair))?;
         matched.send_blocking(MontageInput::Matched(job.plan.clone(), matches, stat))?;
     }
     Ok(run.check()?)

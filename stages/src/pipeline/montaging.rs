@@ -15,7 +15,7 @@ use kinesin_stream::tile::Reason;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use super::gather::Closed;
+use super::gather::{Closed, current};
 use super::matching::MontageInput;
 use super::telemetry::{StageName, Telemetry};
 use crate::inspect::TileQuality;
@@ -64,24 +64,61 @@ impl Montaged {
 
 /// What a restart needs to go on without matching again.
 #[derive(Serialize, Deserialize)]
-struct Solved {
-    montage: Montage,
-    tones: Vec<(TileKey, Tone)>,
+pub(super) struct Solved {
+    pub(super) montage: Montage,
+    pub(super) tones: Vec<(TileKey, Tone)>,
+}
+
+/// The point matches of pairs, and how their grey values compare.
+pub(super) type Matches = BTreeMap<(TileKey, TileKey), (PairMatches, Option<OverlapStat>)>;
+
+/// `sections/<z>/matches.json`: what a later version of the section is solved from.
+#[derive(Serialize, Deserialize)]
+pub(super) struct Evidence {
+    pub(super) tiles: Vec<(TileKey, TileQuality)>,
+    pub(super) lost: Vec<(TileKey, Reason)>,
+    pub(super) pairs: Vec<(PairMatches, Option<OverlapStat>)>,
 }
 
 /// What has come of a section so far.
 #[derive(Default)]
 struct Open {
     closed: Option<Closed>,
-    matches: BTreeMap<(TileKey, TileKey), (PairMatches, Option<OverlapStat>)>,
+    matches: Matches,
+    /// Pairs that count and are not matched yet; known once the section is closed.
+    awaited: BTreeSet<(TileKey, TileKey)>,
 }
 
-/// The montage box.
-pub(super) struct MontageBox {
+impl Open {
+    fn matched(&mut self, matches: &PairMatches, stat: Option<OverlapStat>) {
+        let pair = (matches.p, matches.q);
+        let counts = self.awaited.remove(&pair) || self.closed.is_none();
+        // One named early that does not count in the end was matched in vain.
+        if counts {
+            self.matches.insert(pair, (matches.clone(), stat));
+        }
+    }
+
+    fn close(&mut self, closed: Closed) {
+        let counted: BTreeSet<(TileKey, TileKey)> = closed.pairs.iter().copied().collect();
+        self.matches.retain(|pair, _| counted.contains(pair));
+        self.awaited = counted.into_iter().filter(|pair| !self.matches.contains_key(pair)).collect();
+        self.closed = Some(closed);
+    }
+}
+
+/// From matches to places and tones, and the files that say so.
+#[derive(Clone, Debug)]
+pub(super) struct SectionSolver {
     pub(super) config: MontageConfig,
     /// Leave the tiles where the scope believed them to be.
     pub(super) nominal: bool,
     pub(super) pixel_nm: f64,
+}
+
+/// The montage box.
+pub(super) struct MontageBox {
+    pub(super) solver: SectionSolver,
     pub(super) out: PathBuf,
     /// None for recorded data.
     pub(super) ledger: Option<Ledger>,
@@ -98,23 +135,22 @@ impl MontageBox {
         while let Some(message) = input.recv_blocking() {
             let section = match &*message {
                 MontageInput::Matched(plan, matches, stat) => {
-                    let pair = (matches.p, matches.q);
-                    open.entry(plan.section).or_default().matches.insert(pair, (matches.clone(), *stat));
+                    open.entry(plan.section).or_default().matched(matches, *stat);
                     plan.section
                 }
                 MontageInput::Closed(closed) => {
-                    open.entry(closed.plan.section).or_default().closed = Some(closed.clone());
+                    open.entry(closed.plan.section).or_default().close(closed.clone());
                     closed.plan.section
                 }
             };
             drop(message);
             run.working_on(section.to_string());
             let ready = open.get(&section).is_some_and(|o| match &o.closed {
-                Some(closed) => self.is_solved(closed) || closed.pairs.iter().all(|p| o.matches.contains_key(p)),
+                Some(closed) => o.awaited.is_empty() || self.is_solved(closed),
                 None => false,
             });
             if ready {
-                let Some(Open { closed: Some(closed), matches }) = open.remove(&section) else { continue };
+                let Some(Open { closed: Some(closed), matches, .. }) = open.remove(&section) else { continue };
                 let section = self.section(closed, matches)?;
                 section.mark(self.ledger.as_ref(), State::Placed)?;
                 montaged.send_blocking(section)?;
@@ -131,53 +167,58 @@ impl MontageBox {
         self.files(&closed.plan).solved().is_file()
     }
 
-    fn section(
-        &self,
-        closed: Closed,
-        matches: BTreeMap<(TileKey, TileKey), (PairMatches, Option<OverlapStat>)>,
-    ) -> Result<Montaged, StopError> {
+    fn section(&self, closed: Closed, matches: Matches) -> Result<Montaged, StopError> {
         let files = self.files(&closed.plan);
         if let Some(solved) = read_json::<Solved>(&files.solved())? {
             let tones = solved.tones.into_iter().collect();
             return Ok(Montaged { plan: closed.plan, montage: Arc::new(solved.montage), tones });
         }
         let pixels = closed.plan.tiles().map(|t| u64::from(t.size.x) * u64::from(t.size.y)).sum();
-        let (montage, tones) = self.telemetry.time(StageName::Montage, pixels, || self.solve(&closed, matches));
-        write_json(&files.montage(), &tile_specs(&closed.plan, self.pixel_nm, |t| montage.tile(t.key).map(|m| &m.0)))?;
-        write_json(&files.placements(), &montage.placements())?;
-        write_json(&files.quality(), &quality(&closed, &montage))?;
+        let (montage, tones) = self.telemetry.time(StageName::Montage, pixels, || self.solver.solve(&closed, &matches));
         let solved = Solved { montage, tones: tones.into_iter().collect() };
+        self.solver.write(&files, &closed, matches, &solved)?;
         // Last: where this file is, the others are.
         write_json(&files.solved(), &solved)?;
         let tones = solved.tones.into_iter().collect();
         Ok(Montaged { plan: closed.plan, montage: Arc::new(solved.montage), tones })
     }
+}
 
-    fn solve(
-        &self,
-        closed: &Closed,
-        mut matches: BTreeMap<(TileKey, TileKey), (PairMatches, Option<OverlapStat>)>,
-    ) -> (Montage, BTreeMap<TileKey, Tone>) {
-        let counted: BTreeSet<(TileKey, TileKey)> = closed.pairs.iter().copied().collect();
-        matches.retain(|pair, _| counted.contains(pair));
-        let (matches, stats): (Vec<PairMatches>, Vec<Option<OverlapStat>>) = matches.into_values().unzip();
+impl SectionSolver {
+    /// Places and tones from the matches of the pairs that count.
+    pub(super) fn solve(&self, closed: &Closed, matches: &Matches) -> (Montage, BTreeMap<TileKey, Tone>) {
         let present = current(&closed.tiles);
         let keys: Vec<TileKey> = present.iter().copied().collect();
-        let stats: Vec<OverlapStat> = stats.into_iter().flatten().collect();
+        let stats: Vec<OverlapStat> = matches.values().filter_map(|(_, stat)| *stat).collect();
         let tones = intensity::solve(&keys, &stats);
         let montage = if self.nominal {
             nominal(&closed.plan, &present)
         } else {
+            let matches: Vec<PairMatches> = matches.values().map(|(m, _)| m.clone()).collect();
             solve(&closed.plan, &present, &matches, &self.config)
         };
         (montage, tones)
     }
-}
 
-/// The last durable attempt of each tile.
-fn current(tiles: &BTreeMap<TileKey, TileQuality>) -> BTreeSet<TileKey> {
-    let last: BTreeMap<_, _> = tiles.keys().map(|k| (k.first(), *k)).collect();
-    last.into_values().collect()
+    /// Every file of a version but `solved.json`.
+    pub(super) fn write(
+        &self,
+        files: &SectionFiles,
+        closed: &Closed,
+        matches: Matches,
+        solved: &Solved,
+    ) -> Result<(), StopError> {
+        let montage = &solved.montage;
+        write_json(&files.montage(), &tile_specs(&closed.plan, self.pixel_nm, |t| montage.tile(t.key).map(|m| &m.0)))?;
+        write_json(&files.placements(), &montage.placements())?;
+        write_json(&files.quality(), &quality(closed, montage))?;
+        let evidence = Evidence {
+            tiles: closed.tiles.iter().map(|(k, q)| (*k, *q)).collect(),
+            lost: closed.lost.iter().map(|(k, r)| (*k, r.clone())).collect(),
+            pairs: matches.into_values().collect(),
+        };
+        Ok(write_json(&files.evidence(), &evidence)?)
+    }
 }
 
 /// Every tile where the scope believed it to be: what the montage stage has to beat.
@@ -213,6 +254,7 @@ fn quality(closed: &Closed, montage: &Montage) -> serde_json::Value {
     json!({
         "section": closed.plan.name,
         "z": closed.plan.serial.0,
+        "version": closed.revision,
         "tiles": tiles,
         "lost": lost,
         "doubtful_or_failed_overlaps": faults,

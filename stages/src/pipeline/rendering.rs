@@ -1,5 +1,8 @@
 //! The render box of the line: aligned pixels of a section, straight into the published volume.
+//!
+//! Later versions of a section come here as well, from gather: they are made once the version before is published.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use kinesin_backpressure::{Bytes, Cost, Receiver, Sender};
@@ -11,7 +14,9 @@ use kinesin_stream::stage::StopError;
 use kinesin_stream::volume::ImageWriter;
 
 use super::commits::{Commit, Commits};
+use super::gather::Closed;
 use super::montaging::Montaged;
+use super::revising::Reviser;
 use super::telemetry::{Moment, StageName, Telemetry};
 use super::tiles::TileCache;
 use crate::render::{Renderer, compose};
@@ -21,6 +26,15 @@ use crate::render::{Renderer, compose};
 pub(super) struct Aligned {
     pub(super) montaged: Montaged,
     pub(super) map: Option<Arc<SectionToVolume>>,
+}
+
+/// What the render stage takes.
+#[derive(Clone, Debug)]
+pub(super) enum RenderInput {
+    /// A section, in order of z.
+    Section(Aligned),
+    /// What is new in a later version of a section, at any time.
+    Revision(Closed),
 }
 
 /// A published section.
@@ -37,6 +51,17 @@ impl Cost for Aligned {
     }
 }
 
+impl Cost for RenderInput {
+    fn cost(&self) -> Bytes {
+        match self {
+            Self::Section(section) => section.cost(),
+            Self::Revision(closed) => {
+                Bytes((size_of::<Self>() + 128 * (closed.tiles.len() + closed.lost.len())) as u64)
+            }
+        }
+    }
+}
+
 impl Cost for Rendered {
     fn cost(&self) -> Bytes {
         Bytes(size_of::<Self>() as u64)
@@ -44,7 +69,7 @@ impl Cost for Rendered {
 }
 
 /// Rows of output drawn at once, and width of the blocks they are cut into.
-const BAND_PX: usize = 512;
+pub(super) const BAND_PX: usize = 512;
 
 pub(super) struct RenderBox {
     pub(super) renderer: Renderer,
@@ -53,33 +78,62 @@ pub(super) struct RenderBox {
     pub(super) commits: Arc<Commits>,
     /// None for recorded data.
     pub(super) ledger: Option<Ledger>,
+    pub(super) reviser: Reviser,
     pub(super) telemetry: Arc<Telemetry>,
 }
 
 impl RenderBox {
     pub(super) fn work(
         &mut self,
-        (aligned, rendered): (Receiver<Aligned>, Sender<Rendered>),
+        (input, rendered): (Receiver<RenderInput>, Sender<Rendered>),
         run: &RunToken,
     ) -> Result<(), StopError> {
-        while let Some(section) = aligned.recv_blocking() {
-            let z = section.montaged.plan.serial.0;
-            run.working_on(section.montaged.plan.section.to_string());
-            if !self.commits.has(&Commit::Image { z }) {
-                if let Some(map) = &section.map {
-                    self.draw(z, &section.montaged, map)?;
+        let mut waiting = Waiting::default();
+        while let Some(message) = input.recv_blocking() {
+            match &*message {
+                RenderInput::Section(section) => {
+                    let z = section.montaged.plan.serial.0;
+                    run.working_on(section.montaged.plan.section.to_string());
+                    self.section(section)?;
+                    let present = section.map.is_some();
+                    drop(message);
+                    rendered.send_blocking(Rendered { z, present })?;
+                    waiting.published = z + 1;
                 }
-                self.commits.add(&Commit::Image { z })?;
+                RenderInput::Revision(closed) => {
+                    let closed = closed.clone();
+                    drop(message);
+                    waiting.by_section.entry(closed.plan.serial.0).or_default().insert(closed.revision, closed);
+                }
             }
-            if section.map.is_some() {
-                section.montaged.mark(self.ledger.as_ref(), State::Published)?;
+            while let Some(closed) = waiting.next() {
+                run.working_on(format!("version {} of {}", closed.revision, closed.plan.section));
+                self.reviser.revise(closed, &mut self.tiles, run)?;
             }
-            self.telemetry.mark(z, Moment::Image);
-            let present = section.map.is_some();
-            drop(section);
-            rendered.send_blocking(Rendered { z, present })?;
         }
-        Ok(run.check()?)
+        run.check()?;
+        match waiting.by_section.keys().next() {
+            None => Ok(()),
+            Some(z) => {
+                let text = format!("retakes of section z = {z} came, but never all of what they replace");
+                Err(std::io::Error::other(text).into())
+            }
+        }
+    }
+
+    fn section(&mut self, section: &Aligned) -> Result<(), StopError> {
+        let z = section.montaged.plan.serial.0;
+        if !self.commits.has(&Commit::Image { z }) {
+            if let Some(map) = &section.map {
+                self.draw(z, &section.montaged, map)?;
+            }
+            self.commits.add(&Commit::Image { z })?;
+        }
+        if section.map.is_some() {
+            section.montaged.mark(self.ledger.as_ref(), State::Published)?;
+        }
+        self.telemetry.mark(z, Moment::Image);
+        Ok(())
     }
 
     fn draw(&mut self, z: u32, section: &Montaged, map: &SectionToVolume) -> Result<(), StopError> {
@@ -98,5 +152,33 @@ impl RenderBox {
         })?;
         self.tiles.clear();
         Ok(())
+    }
+}
+
+/// Versions that wait for the one before.
+#[derive(Default)]
+struct Waiting {
+    /// First z that is not published.
+    published: u32,
+    by_section: BTreeMap<u32, BTreeMap<u32, Closed>>,
+    /// The last version of each section that has more than one.
+    made: BTreeMap<u32, u32>,
+}
+
+impl Waiting {
+    /// One that can be made now.
+    fn next(&mut self) -> Option<Closed> {
+        let due = |(z, versions): (&u32, &BTreeMap<u32, Closed>)| {
+            let next = self.made.get(z).map_or(1, |v| v + 1);
+            (*z < self.published && versions.contains_key(&next)).then_some((*z, next))
+        };
+        let (z, version) = self.by_section.iter().find_map(due)?;
+        let versions = self.by_section.get_mut(&z)?;
+        let closed = versions.remove(&version);
+        if versions.is_empty() {
+            self.by_section.remove(&z);
+        }
+        self.made.insert(z, version);
+        closed
     }
 }

@@ -81,6 +81,11 @@ impl TileCache {
         Self { store, pool, kept: Vec::new() }
     }
 
+    /// What they are read from.
+    pub(super) fn store(&self) -> &dyn TileStore {
+        &*self.store
+    }
+
     /// The tiles `wanted`, which are all kept until the next call.
     fn fetch(&mut self, wanted: &[TileKey]) -> Result<Vec<Pixels>, SectionError> {
         wanted.iter().map(|key| self.one(*key, wanted)).collect()
@@ -143,7 +148,8 @@ impl TileCache {
         Ok(())
     }
 
-    fn block(
+    /// One block; its tiles are kept until the next call.
+    pub(super) fn block(
         &mut self,
         renderer: &Renderer,
         placed: &[PlacedTile],

@@ -42,7 +42,7 @@ mod tests;
 
 pub use config::MatchConfig;
 pub use matcher::{MatchError, Matcher};
-pub use pairs::{Pair, StripRects, overlap_rects, pairs};
+pub use pairs::{Neighbours, Pair, StripRects, overlap_rects, pairs};
 
 use kinesin_stream::geometry::Xy;
 use kinesin_stream::ids::TileKey;

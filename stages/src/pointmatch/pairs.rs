@@ -93,6 +93,63 @@ pub fn pairs(plan: &SectionPlan, present: &BTreeSet<TileKey>, config: &MatchConf
     found
 }
 
+/// The tiles of one section that have come so far, by place: each new one finds those beside it without looking at far ones.
+///
+/// However the tiles are added, the pairs that were given and of which both tiles are [`Neighbours::current`] are those that
+/// [`pairs`] gives for all of them at once.
+#[derive(Clone, Debug)]
+pub struct Neighbours {
+    /// Side of a cell, pixels.
+    side: f64,
+    /// Longest side of a tile so far, pixels.
+    longest: f64,
+    cells: BTreeMap<(i64, i64), Vec<PlannedTile>>,
+    /// By first attempt, the last one that came.
+    current: BTreeMap<TileKey, TileKey>,
+}
+
+impl Neighbours {
+    /// No tile yet; `longest` is the usual longest side of a tile, pixels, and matters for speed only.
+    pub fn new(longest: u32) -> Self {
+        Self { side: f64::from(longest.max(1)), longest: 0.0, cells: BTreeMap::new(), current: BTreeMap::new() }
+    }
+
+    /// Adds a tile; gives its pairs with those that came before. It takes the place of its earlier attempts; where a later one
+    /// is there already nothing changes.
+    pub fn add(&mut self, tile: &PlannedTile, config: &MatchConfig) -> Vec<Pair> {
+        match self.current.insert(tile.key.first(), tile.key) {
+            Some(there) if there >= tile.key => {
+                self.current.insert(there.first(), there);
+                return Vec::new();
+            }
+            // Attempts of a place are planned at the same place.
+            Some(there) => {
+                let cell = self.cell(tile);
+                self.cells.entry(cell).or_default().retain(|t| t.key != there);
+            }
+            None => {}
+        }
+        self.longest = self.longest.max(f64::from(tile.size.x.max(tile.size.y)));
+        let (x, y) = self.cell(tile);
+        let reach = (self.longest / self.side).ceil() as i64;
+        let beside = (y - reach..=y + reach).flat_map(|y| (x - reach..=x + reach).map(move |x| (x, y)));
+        let beside = beside.filter_map(|at| self.cells.get(&at)).flatten();
+        let pair = |b: &PlannedTile| if tile.key < b.key { pair_of(tile, b, config) } else { pair_of(b, tile, config) };
+        let found = beside.filter_map(pair).collect();
+        self.cells.entry((x, y)).or_default().push(tile.clone());
+        found
+    }
+
+    /// Whether no later attempt of the tile came.
+    pub fn current(&self, key: TileKey) -> bool {
+        self.current.get(&key.first()) == Some(&key)
+    }
+
+    fn cell(&self, tile: &PlannedTile) -> (i64, i64) {
+        ((tile.nominal.x / self.side).floor() as i64, (tile.nominal.y / self.side).floor() as i64)
+    }
+}
+
 /// The last present attempt of each beam at each stop.
 fn current(present: &BTreeSet<TileKey>) -> BTreeMap<TileKey, TileKey> {
     // Ascending order: a later attempt overwrites an earlier one.
@@ -163,6 +220,30 @@ mod tests {
         present.retain(|k| k.mfov.attempt == Attempt(0) || k.beam == BeamId(0));
         let found = pairs(&plan, &present, &MatchConfig::default());
         assert_eq!((found[0].p.mfov.attempt, found[0].q.mfov.attempt), (Attempt(0), Attempt(1)));
+    }
+
+    #[test]
+    fn tiles_added_one_by_one_in_any_order_give_the_pairs_of_all_at_once() {
+        let mut seed = 7_u64;
+        let mut draw = |n: u64| {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (seed >> 33) % n
+        };
+        for round in 0..20 {
+            let places: Vec<_> = (0..60).map(|_| (draw(900) as f64 - 300.0, draw(700) as f64 - 200.0)).collect();
+            let plan = plan(&places, Xy::new(100, 80 + 10 * round), 3);
+            let mut tiles: Vec<&PlannedTile> =
+                plan.tiles().filter(|t| t.key.mfov.attempt == Attempt(0) || draw(3) == 0).collect();
+            (1..tiles.len()).rev().for_each(|i| tiles.swap(i, draw(i as u64 + 1) as usize));
+            // A cell smaller than the tiles is as good as one that fits.
+            let mut near = Neighbours::new(if round % 2 == 0 { 100 } else { 30 });
+            let given: Vec<Pair> = tiles.iter().flat_map(|t| near.add(t, &MatchConfig::default())).collect();
+            let mut counted: Vec<Pair> = given.into_iter().filter(|p| near.current(p.p) && near.current(p.q)).collect();
+            counted.sort_by_key(|p| (p.p, p.q));
+            let all = pairs(&plan, &tiles.iter().map(|t| t.key).collect(), &MatchConfig::default());
+            assert!(all.len() > 40);
+            assert_eq!(counted, all);
+        }
     }
 
     #[test]

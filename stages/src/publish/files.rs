@@ -72,6 +72,11 @@ impl SectionFiles {
         Self { folder: run.join("sections").join(z.to_string()) }
     }
 
+    /// `DIR/sections/<z>/v<version>`: the result after retakes, beside what was published before; version 0 is the first.
+    pub fn version(self, version: u32) -> Self {
+        if version == 0 { self } else { Self { folder: self.folder.join(format!("v{version}")) } }
+    }
+
     /// Solved transforms as Render TileSpecs.
     pub fn montage(&self) -> PathBuf {
         self.folder.join("montage.json")
@@ -90,6 +95,16 @@ impl SectionFiles {
     /// Per tile metrics and verdicts.
     pub fn quality(&self) -> PathBuf {
         self.folder.join("quality.json")
+    }
+
+    /// Measures, losses and point matches: what a later version is solved from.
+    pub fn evidence(&self) -> PathBuf {
+        self.folder.join("matches.json")
+    }
+
+    /// What a later version changed, and what not.
+    pub fn revision(&self) -> PathBuf {
+        self.folder.join("revision.json")
     }
 
     /// What the montage stage has to know again after a restart.

@@ -6,6 +6,8 @@
 //! DIR/sections/<z>/placements.json   {"tiles": {NAME: MAP}}: tile pixel to section pixel
 //! DIR/sections/<z>/alignment.json    transform into the volume, residuals, verdict
 //! DIR/sections/<z>/quality.json      per tile metrics and verdicts, doubtful overlaps
+//! DIR/sections/<z>/matches.json      point matches, grey values of overlaps, measures: what a later version is solved from
+//! DIR/sections/<z>/v<n>/..           those files after retakes, and revision.json: what changed against the version before
 //! DIR/alignment.json                 {"direction": "forward", "sections": {NAME: MAP}}: section pixel to volume pixel
 //! ```
 

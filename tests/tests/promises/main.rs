@@ -10,3 +10,4 @@ mod link;
 mod memory;
 mod offline;
 mod restart;
+mod retake;

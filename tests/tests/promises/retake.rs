@@ -1,0 +1,239 @@
+//! Retakes: a later attempt supersedes an earlier one without deleting it and re-does only what it touches, also in a section
+//! that is published already; which version it belongs to is decided by the instrument's order of events alone.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use kinesin_backpressure::Budget;
+use kinesin_sim::scope::{Scene, SimConfig};
+use kinesin_sim::truth::Truth;
+use kinesin_stages::inspect::{InspectConfig, inspect};
+use kinesin_stages::pipeline::{
+    Factories, FloodMeter, Line, LineConfig, MfovDone, Nominal, RevisionFile, Source, StagesConfig, StoreError,
+    Telemetry, TileStore,
+};
+use kinesin_stages::publish::{SectionFiles, read_json};
+use kinesin_stream::geometry::{BoxXy, BoxZyx, Xy, Zyx};
+use kinesin_stream::ids::{MfovId, SerialIndex, TileKey};
+use kinesin_stream::map::TileToSection;
+use kinesin_stream::pixels::Pixels;
+use kinesin_stream::plan::SectionPlan;
+use kinesin_stream::runner::Runner;
+use kinesin_stream::volume;
+use serde_json::{Value, json};
+
+use crate::harness::result_bytes;
+
+/// Four sections; of section 1 a blank tile is taken again one section later and another after the last one, of section 2 one
+/// before it ends.
+fn scene() -> Arc<Scene> {
+    let retake = |section: u32, beam: u16, after: u32, spoiled: &str| json!({"section": section, "mfov": 0, "beams": [beam], "after_sections": after, "spoiled": spoiled});
+    let config = json!({
+        "seed": 3,
+        "tissue": {"procedural": {"seed": 3, "shape": [4, 360, 400]}},
+        "layout": {"beams": 7, "tile_px": {"x": 176, "y": 160}, "overlap": 0.12},
+        "optics": {"stage_sd_px": 4.0, "lens_px": 1.0},
+        "sections": {"rotation_deg": 1.0, "shift_px": 8.0, "deformation_sd_px": 1.0},
+        "faults": {"retakes": [
+            retake(1, 3, 1, "blank"),
+            retake(1, 6, 9, "blurred"),
+            retake(2, 5, 0, "blank"),
+        ]},
+    });
+    let config: SimConfig = serde_json::from_value(config).expect("known keys");
+    Scene::open(config).expect("a scene")
+}
+
+struct Scope(Arc<Scene>);
+
+impl TileStore for Scope {
+    fn read(&self, key: TileKey) -> Result<Pixels, StoreError> {
+        Ok(self.0.tile(key))
+    }
+}
+
+/// Stage stops in some order, each with the promise that was known when it ended.
+type Stops = Vec<(Arc<SectionPlan>, MfovId)>;
+
+/// As the scope says them: retakes of an ended section after the next one.
+fn stops(scene: &Scene) -> Stops {
+    let plan = |z| Arc::new(scene.whole_plan(SerialIndex(z)));
+    let of = |plan: &Arc<SectionPlan>, revision| -> Stops {
+        let known = Arc::new(plan.as_of(revision));
+        plan.mfovs.iter().filter(|m| m.revision == revision).map(|m| (known.clone(), m.id)).collect()
+    };
+    let order = [(0, 0), (1, 0), (2, 0), (1, 1), (3, 0), (1, 2)];
+    order.into_iter().flat_map(|(z, revision)| of(&plan(z), revision)).collect()
+}
+
+/// The line over these stops; pixels come from the scope itself.
+fn run(scene: &Arc<Scene>, stops: Stops, workers: usize, out: &Path) {
+    let mut stages = StagesConfig::default();
+    stages.volume.chunk_px = 64;
+    stages.volume.levels = 2;
+    let config = LineConfig {
+        stages,
+        plan: scene.plan().clone(),
+        out: out.to_path_buf(),
+        workers,
+        nominal: Nominal::default(),
+        mask: None,
+        flood: None,
+    };
+    let budget = Budget::new();
+    let line = Line::open(config, &budget).expect("a line");
+    let runner = Runner::new(&budget);
+    let stored = line.stored();
+    let source = Source::Recorded(Arc::new(Scope(scene.clone())));
+    let meter = Arc::new(FloodMeter::default());
+    std::fs::create_dir_all(out).expect("a folder");
+    line.start(&runner, source, &Factories::default(), &Arc::new(Telemetry::default()), &meter).expect("it starts");
+    let scene = scene.clone();
+    runner.spawn("feed", move |_| {
+        for (plan, mfov) in stops {
+            let tiles = &plan.mfov(mfov).expect("promised").tiles;
+            let tiles = tiles.iter().map(|t| (t.key, inspect(&scene.tile(t.key), &InspectConfig::default()))).collect();
+            stored.send_blocking(MfovDone { plan, mfov, tiles, lost: BTreeMap::new() })?;
+        }
+        Ok(())
+    });
+    runner.join().expect("it ends well");
+}
+
+/// Everything that a run leaves, the log of publications with its lines sorted: sections are published as they come.
+fn left(out: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut files = result_bytes(out);
+    let log = std::fs::read_to_string(out.join("commits.jsonl")).expect("a log");
+    let mut lines: Vec<&str> = log.lines().collect();
+    lines.sort_unstable();
+    files.insert("commits.jsonl".into(), lines.join("\n").into_bytes());
+    files
+}
+
+#[track_caller]
+fn assert_same(a: &BTreeMap<PathBuf, Vec<u8>>, b: &BTreeMap<PathBuf, Vec<u8>>) {
+    let differ: BTreeSet<_> =
+        a.keys().chain(b.keys()).filter(|name| a.get(*name) != b.get(*name)).map(|n| n.display().to_string()).collect();
+    assert!(differ.is_empty(), "{differ:?}");
+}
+
+fn revision(out: &Path, z: u32, version: u32) -> RevisionFile {
+    read_json(&SectionFiles::new(out, z).version(version).revision()).expect("readable").expect("there")
+}
+
+fn image(path: &Path, z: u32) -> ndarray::Array2<u8> {
+    let volume = volume::open(path).expect("a volume");
+    let shape = volume.info().shape;
+    let (min, max) = (Zyx::new(i64::from(z), 0, 0), Zyx::new(i64::from(z) + 1, shape.y as i64, shape.x as i64));
+    volume.read_u8(BoxZyx { min, max }).expect("readable").index_axis_move(ndarray::Axis(0), 0)
+}
+
+/// How far a tile lies from where it belongs among the others, px.
+fn misplaced(scene: &Arc<Scene>, out: &Path, z: u32, version: u32, beam: u16) -> f64 {
+    let file: Value =
+        read_json(&SectionFiles::new(out, z).version(version).placements()).expect("readable").expect("there");
+    let found: BTreeMap<String, TileToSection> = serde_json::from_value(file["tiles"].clone()).expect("placements");
+    let truth = Truth::of(scene.clone()).placements(SerialIndex(z));
+    let middle = Xy::new(87.5, 79.5);
+    let off = |name: &String| found[name].0.apply(middle) - truth[name].0.apply(middle);
+    let beam = format!("_000001_{:03}", beam + 1);
+    let (mine, others): (Vec<_>, Vec<_>) = found.keys().partition(|name| name.contains(&beam));
+    let mean = others.iter().fold(Xy::default(), |sum, name| sum + off(name)) * (1.0 / others.len() as f64);
+    assert_eq!((mine.len(), others.len()), (1, 6), "{:?}", found.keys());
+    (off(mine[0]) - mean).norm()
+}
+
+#[test]
+fn a_retake_of_a_published_section_makes_a_version_beside_it_and_touches_nothing_else() {
+    let scene = scene();
+    let place = tempfile::tempdir().expect("a folder");
+    let (with, without) = (place.path().join("with"), place.path().join("without"));
+    run(&scene, stops(&scene), 2, &with);
+    let first = |m: &MfovId, plan: &SectionPlan| plan.mfov(*m).is_some_and(|m| m.revision == 0);
+    let early = stops(&scene).into_iter().filter(|(plan, m)| first(m, plan)).collect();
+    run(&scene, early, 2, &without);
+
+    // Nothing of what was there before is another.
+    let (mut all, before) = (result_bytes(&with), result_bytes(&without));
+    let added: Vec<PathBuf> = all.keys().filter(|name| !before.contains_key(*name)).cloned().collect();
+    let ours = ["sections/1/v1/", "sections/1/v2/", "volume/revisions/1_v1/", "volume/revisions/1_v2/"];
+    assert!(added.iter().all(|n| ours.iter().any(|o| n.starts_with(o))), "{added:?}");
+    assert!(ours.iter().all(|o| added.iter().any(|n| n.starts_with(o))), "{added:?}");
+    all.retain(|name, _| before.contains_key(name));
+    assert_same(&all, &before);
+    let log = |out: &Path| std::fs::read_to_string(out.join("commits.jsonl")).expect("a log");
+    let lines: Vec<String> = log(&with).lines().filter(|l| !log(&without).contains(*l)).map(str::to_owned).collect();
+    assert!(lines.len() == 2 && lines.iter().all(|l| l.contains("revision") && l.contains("\"z\":1")), "{lines:?}");
+
+    // What replaces what, and what it says of the labels.
+    let (v1, v2) = (revision(&with, 1, 1), revision(&with, 1, 2));
+    let replaced = |r: &RevisionFile| r.retaken.iter().map(|(n, o)| (n.clone(), o.clone())).collect::<Vec<_>>();
+    let name = |beam: u16, end: &str| format!("002_000001_{:03}{end}.tif", beam + 1);
+    assert_eq!(replaced(&v1), [(name(3, "_retake1"), Some(name(3, "")))]);
+    assert_eq!(replaced(&v2), [(name(6, "_retake2"), Some(name(6, "")))]);
+    assert_eq!((v1.labels_of_version, v2.labels_of_version), (0, 0));
+
+    // A tile that shows nothing lies where its neighbours went; the retake lies where it is, and the others stay.
+    let (blank, taken) = (misplaced(&scene, &with, 1, 0, 3), misplaced(&scene, &with, 1, 1, 3));
+    assert!(taken < 1.0 && taken < blank, "{taken} px after, {blank} px before");
+    // The one that is taken again before the end is in the first version.
+    assert!(misplaced(&scene, &with, 2, 0, 5) < 1.0);
+
+    // Outside the boxes each version shows what the one before showed; inside it shows more.
+    let v0_image = image(&with.join("volume/image"), 1);
+    for (record, path) in [(&v1, "volume/revisions/1_v1"), (&v2, "volume/revisions/1_v2")] {
+        assert_eq!(record.image.as_deref(), Some(path));
+        let shown = image(&with.join(path), 1);
+        let changed = |x: usize, y: usize| {
+            let inside = |b: &[i64; 4]| {
+                let [x0, y0, x1, y1] = *b;
+                let of = BoxXy { min: Xy::new(x0, y0), max: Xy::new(x1, y1) };
+                of.intersect(&BoxXy { min: Xy::new(x as i64, y as i64), max: Xy::new(x as i64 + 1, y as i64 + 1) })
+            };
+            record.boxes_since_first.iter().any(|b| inside(b).is_some())
+        };
+        let (mut same, mut other, mut left_out) = (0, 0, 0);
+        for ((y, x), v) in shown.indexed_iter() {
+            let was = v0_image[(y, x)];
+            match changed(x, y) {
+                true => other += usize::from(*v != was),
+                false if *v == 0 => left_out += 1,
+                false => {
+                    assert_eq!(*v, was, "({x}, {y}) of {path} is outside every box");
+                    same += 1;
+                }
+            }
+        }
+        assert!(other > 10_000 && same > 1000 && left_out > 1000, "{other} {same} {left_out}");
+    }
+    assert!(v2.boxes.len() < v2.boxes_since_first.len());
+}
+
+#[test]
+fn versions_do_not_depend_on_workers_order_or_a_crash_in_the_middle() {
+    let scene = scene();
+    let place = tempfile::tempdir().expect("a folder");
+    let at = |name: &str| place.path().join(name);
+    run(&scene, stops(&scene), 1, &at("ordered"));
+    let wanted = left(&at("ordered"));
+    // Retakes come before what they replace, as after a restart; all promises are known from the beginning.
+    let mut shuffled: Stops =
+        stops(&scene).into_iter().map(|(p, m)| (Arc::new(scene.whole_plan(p.serial)), m)).rev().collect();
+    shuffled.swap(0, 3);
+    run(&scene, shuffled, 2, &at("shuffled"));
+    assert_same(&left(&at("shuffled")), &wanted);
+
+    // As if killed between the files of the first new version and its publication, and again within the image of the second.
+    let crashed = at("shuffled");
+    let log = std::fs::read_to_string(crashed.join("commits.jsonl")).expect("a log");
+    let kept: String = log.lines().filter(|l| !l.contains("revision")).map(|l| format!("{l}\n")).collect();
+    std::fs::write(crashed.join("commits.jsonl"), kept).expect("writable");
+    let files = SectionFiles::new(&crashed, 1);
+    std::fs::remove_file(files.clone().version(1).solved()).expect("there");
+    std::fs::remove_file(files.version(2).revision()).expect("there");
+    std::fs::remove_dir_all(crashed.join("volume/revisions/1_v2/0/c")).expect("there");
+    std::fs::write(crashed.join("volume/revisions/1_v1/0/c/1/2/2"), "torn").expect("writable");
+    run(&scene, stops(&scene), 2, &crashed);
+    assert_same(&left(&crashed), &wanted);
+}
