@@ -68,6 +68,9 @@ fn enter_link(site: &SiteFile, budget: &Budget) {
         }
     }
     budget.fixed("unacknowledged mFOVs", site.link.unacknowledged);
+    if let Some(throttle) = &site.instrument.throttle {
+        throttle.enter(budget);
+    }
 }
 
 fn ingest(plan: &RunPlan) -> String {

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use kinesin_acquire::admit::{self, AdmitConfig, AdmitSummary};
+use kinesin_acquire::throttle::Throttled;
 use kinesin_backpressure::{Budget, Bytes};
 use kinesin_sim::scope::Scene;
 use kinesin_stages::archive::Archive;
@@ -33,7 +34,7 @@ pub(crate) struct HeadSide {
     factories: Factories,
     pub(crate) acquisition: PlanDigest,
     out: PathBuf,
-    budget: Budget,
+    pub(crate) budget: Budget,
     runner: Runner,
     pub(crate) tokio: Tokio,
     ledger: Ledger,
@@ -124,7 +125,7 @@ impl HeadSide {
     /// Starts the scope's side in this process.
     pub(crate) fn admit(
         &self,
-        instrument: Opened,
+        instrument: Throttled<Opened>,
         scope: ScopeConfig,
         unacknowledged: Bytes,
     ) -> tokio::task::JoinHandle<Result<AdmitSummary, admit::AdmitError>> {
@@ -132,10 +133,9 @@ impl HeadSide {
         let (run, stop) = (self.runner.token("admit"), self.runner.stop_handle());
         let config = AdmitConfig { link: scope, unacknowledged };
         self.tokio.spawn(async move {
-            let sent = match instrument {
-                Opened::Sim(scope) => admit::admit(*scope, &handle, &budget, run, config).await,
-                Opened::Recorded(recorded) => admit::admit(*recorded, &handle, &budget, run, config).await,
-            };
+            let hook = instrument.monitor();
+            let sent = admit::admit(instrument, &handle, &budget, run, config).await;
+            hook.released().await;
             if let Err(error) = &sent {
                 stop.stop(error.to_string());
             }

@@ -5,9 +5,12 @@ use std::sync::Arc;
 
 use kinesin_acquire::dataset::Dataset;
 use kinesin_acquire::dataset::replay::Recorded;
-use kinesin_acquire::instrument::Instrument;
+use kinesin_acquire::instrument::{Command, Event, Instrument, InstrumentError};
+use kinesin_acquire::throttle::{Tell, Throttled};
+use kinesin_backpressure::Budget;
 use kinesin_sim::scope::{Scene, SimulatedScope};
 use kinesin_stream::plan::RunPlan;
+use tokio::runtime::Handle;
 
 use crate::outcome::Failure;
 use crate::site::SiteFile;
@@ -35,10 +38,21 @@ impl Opened {
 
     /// What is promised of the whole run.
     pub fn plan(&self) -> RunPlan {
-        match self {
-            Self::Sim(scope) => scope.plan().clone(),
-            Self::Recorded(recorded) => recorded.plan().clone(),
-        }
+        Instrument::plan(self).clone()
+    }
+
+    /// With the hook that the site file names, if any; `tell` hears what it does. Enters the hook's memory.
+    pub fn throttled(
+        self,
+        site: &SiteFile,
+        budget: &Budget,
+        runtime: &Handle,
+        tell: Tell,
+    ) -> Result<Throttled<Self>, Failure> {
+        let Some(throttle) = &site.instrument.throttle else { return Ok(Throttled::plain(self)) };
+        throttle.enter(budget);
+        let name = Instrument::plan(&self).name.clone();
+        throttle.open(self, &name, runtime, tell).map_err(Failure::input)
     }
 
     /// The scene behind a simulated scope: its truth.
@@ -46,6 +60,29 @@ impl Opened {
         match self {
             Self::Sim(scope) => Some(scope.scene().clone()),
             Self::Recorded(_) => None,
+        }
+    }
+}
+
+impl Instrument for Opened {
+    fn plan(&self) -> &RunPlan {
+        match self {
+            Self::Sim(scope) => scope.plan(),
+            Self::Recorded(recorded) => recorded.plan(),
+        }
+    }
+
+    async fn next(&mut self) -> Result<Option<Event>, InstrumentError> {
+        match self {
+            Self::Sim(scope) => scope.next().await,
+            Self::Recorded(recorded) => recorded.next().await,
+        }
+    }
+
+    async fn command(&mut self, command: Command) -> Result<(), InstrumentError> {
+        match self {
+            Self::Sim(scope) => scope.command(command).await,
+            Self::Recorded(recorded) => recorded.command(command).await,
         }
     }
 }

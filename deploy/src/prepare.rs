@@ -101,7 +101,7 @@ pub fn digest(site: &SiteFile, line: &LineConfig, chosen: Option<&ChosenProvider
     let model = |m: &Option<Arc<Model>>| m.as_ref().map(|m| m.digest().to_owned());
     let of = serde_json::json!({
         "plan": line.plan,
-        "instrument": site.instrument,
+        "instrument": site.instrument.imaged(),
         "stages": stages,
         "without": [line.nominal.stitch, line.nominal.align, line.nominal.mask],
         "models": [model(&line.mask), model(&line.flood)],
@@ -112,7 +112,7 @@ pub fn digest(site: &SiteFile, line: &LineConfig, chosen: Option<&ChosenProvider
 
 /// Identity of the acquisition: what both sides of a link must agree on. How the head computes is not the scope's business.
 pub fn acquisition(site: &SiteFile, plan: &RunPlan) -> PlanDigest {
-    let of = serde_json::json!({"plan": plan, "instrument": site.instrument});
+    let of = serde_json::json!({"plan": plan, "instrument": site.instrument.imaged()});
     PlanDigest(*blake3::hash(of.to_string().as_bytes()).as_bytes())
 }
 

@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use kinesin_acquire::admit::{self, AdmitConfig, AdmitSummary};
+use kinesin_acquire::throttle::{Throttled, to_log};
 use kinesin_backpressure::{Budget, Bytes};
 use kinesin_stream::ledger::PlanDigest;
 use kinesin_stream::link::{Keys, LinkError, Role, ScopeConfig, make_keys};
@@ -50,6 +51,7 @@ pub fn run(args: &RunArgs, as_json: bool) -> Result<Outcome, Failure> {
     let keys = link_keys(&site, &out)?;
     let address = head.listen(&site, Keys::load(&keys, Role::Head).map_err(Failure::input)?)?;
     let scope = scope_config(address, &keys, head.acquisition, &site)?;
+    let instrument = instrument.throttled(&site, &head.budget, head.tokio.handle(), to_log())?;
     head.start()?;
     let admitted = head.admit(instrument, scope, site.link.unacknowledged);
     let progress = head.progress(as_json);
@@ -96,6 +98,7 @@ pub fn send(args: &SideArgs, as_json: bool) -> Result<Outcome, Failure> {
     let runner = Runner::new(&budget);
     let tokio = tokio()?;
     interrupts(&tokio, runner.stop_handle());
+    let instrument = instrument.throttled(&site, &budget, tokio.handle(), to_log())?;
     let sent = tokio.block_on(ship(instrument, &tokio, &budget, &runner, scope, site.link.unacknowledged));
     let sent = match sent {
         Ok(sent) => sent,
@@ -149,7 +152,7 @@ fn scope_config(head: SocketAddr, keys: &Path, digest: PlanDigest, site: &SiteFi
 }
 
 async fn ship(
-    instrument: Opened,
+    instrument: Throttled<Opened>,
     tokio: &Tokio,
     budget: &Budget,
     runner: &Runner,
@@ -158,8 +161,8 @@ async fn ship(
 ) -> Result<AdmitSummary, admit::AdmitError> {
     let config = AdmitConfig { link: scope, unacknowledged };
     let (handle, run) = (tokio.handle(), runner.token("admit"));
-    match instrument {
-        Opened::Sim(scope) => admit::admit(*scope, handle, budget, run, config).await,
-        Opened::Recorded(recorded) => admit::admit(*recorded, handle, budget, run, config).await,
-    }
+    let hook = instrument.monitor();
+    let sent = admit::admit(instrument, handle, budget, run, config).await;
+    hook.released().await;
+    sent
 }

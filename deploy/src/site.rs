@@ -11,6 +11,7 @@
 
 use std::path::{Path, PathBuf};
 
+use kinesin_acquire::throttle::ThrottleConfig;
 use kinesin_backpressure::Bytes;
 use kinesin_sim::scope::SimConfig;
 use kinesin_stages::pipeline::StagesConfig;
@@ -39,7 +40,7 @@ pub struct SiteFile {
     pub compute: ComputeConfig,
 }
 
-/// `[instrument]`: exactly one of these.
+/// `[instrument]`: exactly one of `sim` and `recorded`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct InstrumentConfig {
@@ -47,6 +48,16 @@ pub struct InstrumentConfig {
     pub sim: Option<SimConfig>,
     /// A recorded data set.
     pub recorded: Option<RecordedConfig>,
+    /// What asks the instrument to wait. Default none: the instrument itself is asked, where it obeys.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub throttle: Option<ThrottleConfig>,
+}
+
+impl InstrumentConfig {
+    /// What decides which tiles come: how the instrument is held does not.
+    pub fn imaged(&self) -> Self {
+        Self { throttle: None, ..self.clone() }
+    }
 }
 
 /// `[instrument.recorded]`.
@@ -160,6 +171,11 @@ impl SiteFile {
                 say("instrument", "two instruments\nkeep one of [instrument.sim], [instrument.recorded]".into())
             }
             _ => {}
+        }
+        if let Some(Err(faults)) = self.instrument.throttle.as_ref().map(ThrottleConfig::hook) {
+            for fault in faults {
+                say(format!("instrument.throttle.{}", fault.key).trim_end_matches('.'), fault.text);
+            }
         }
         let one_of = |value: &str, known: &[&str]| known.contains(&value);
         if !one_of(&self.compute.provider, &["auto", "cpu", "openvino", "cuda", "tensorrt"]) {
