@@ -11,7 +11,7 @@ use kinesin_acquire::throttle::Throttled;
 use kinesin_backpressure::{Budget, Bytes};
 use kinesin_sim::scope::Scene;
 use kinesin_stages::archive::Archive;
-use kinesin_stages::pipeline::{Factories, FloodMeter, Line, LineConfig, Moment, Source, Telemetry};
+use kinesin_stages::pipeline::{Factories, FloodMeter, Gate, Line, LineConfig, Moment, Source, Telemetry};
 use kinesin_stages::runtime::ChosenProvider;
 use kinesin_stream::ledger::{Filter, Ledger, LedgerError, PlanDigest, State};
 use kinesin_stream::link::{Head, HeadConfig, HeadSummary, Keys, ScopeConfig};
@@ -20,12 +20,14 @@ use kinesin_stream::runner::{RunError, Runner, StopHandle};
 use tokio::runtime::Runtime as Tokio;
 
 use crate::cli::RunArgs;
+use crate::events::EventLog;
+use crate::govern::{GovernSection, GovernThread, Governed, GovernorReport};
 use crate::instrument::Opened;
 use crate::outcome::{Failure, Outcome};
 use crate::progress::Progress;
 use crate::report::{self, LinkCounts, Report, TileCounts};
 use crate::site::SiteFile;
-use crate::{prepare, score};
+use crate::{metrics, prepare, score};
 
 /// Everything the head holds while it runs.
 pub(crate) struct HeadSide {
@@ -44,6 +46,11 @@ pub(crate) struct HeadSide {
     received: HeadSummary,
     telemetry: Arc<Telemetry>,
     meter: Arc<FloodMeter>,
+    govern: GovernSection,
+    gate: Arc<Gate>,
+    events: Arc<EventLog>,
+    thread: Option<GovernThread>,
+    governed: GovernorReport,
 }
 
 impl HeadSide {
@@ -65,10 +72,20 @@ impl HeadSide {
             other => Failure::fault(other),
         })?;
         let archive = Archive::open(out, ledger.clone()).map_err(Failure::fault)?;
+        let events = Arc::new(EventLog::open(out).map_err(Failure::fault)?);
         let runner = Runner::new(&budget);
         let tokio = tokio()?;
         interrupts(&tokio, runner.stop_handle());
+        if let Some(address) = site.metrics.address {
+            let address = metrics::serve(address, tokio.handle())?;
+            tracing::info!("metrics at http://{address}/metrics");
+        }
         Ok(Self {
+            govern: site.govern.clone(),
+            gate: line.gate(),
+            events,
+            thread: None,
+            governed: GovernorReport::default(),
             config,
             chosen,
             factories,
@@ -119,7 +136,38 @@ impl HeadSide {
                 Ok(())
             }),
         };
-        line.start(&self.runner, source, &self.factories, &self.telemetry, &self.meter).map_err(Failure::fault)
+        let labels = line.layout().labels().map_or(0, |(shape, _)| shape.y * shape.x);
+        self.gate.rehearse(self.govern.drill.script.clone());
+        self.gate.slow_down(self.govern.drill.slow_render_ms.clone());
+        line.start(&self.runner, source, &self.factories, &self.telemetry, &self.meter).map_err(Failure::fault)?;
+        self.thread = Some(GovernThread::start(self.governed(labels as u64)).map_err(Failure::fault)?);
+        Ok(())
+    }
+
+    /// What the governor reads and moves.
+    fn governed(&self, labels: u64) -> Governed {
+        let plan = &self.config.plan;
+        let tile = u64::from(plan.tile_px.x) * u64::from(plan.tile_px.y);
+        let tiles = tile * u64::from(plan.beams) * u64::from(plan.mfovs_per_section);
+        let (budget, telemetry, gate) = (self.budget.clone(), self.telemetry.clone(), self.gate.clone());
+        let ledger = self.ledger.clone();
+        Governed {
+            config: self.govern.clone(),
+            on: self.govern.is_on(plan),
+            sections: plan.sections,
+            section_bytes: (tiles, labels),
+            budget: self.budget.clone(),
+            telemetry: self.telemetry.clone(),
+            gate: self.gate.clone(),
+            events: self.events.clone(),
+            spool: Box::new(|| None),
+            sample: Box::new(move || {
+                metrics::line(&budget, &telemetry, &gate);
+                if let Ok(c) = ledger.counts() {
+                    metrics::tiles(&[("expected", c.expected), ("durable", c.durable), ("lost", c.lost)]);
+                }
+            }),
+        }
     }
 
     /// Starts the scope's side in this process.
@@ -171,6 +219,9 @@ impl HeadSide {
 
     pub(crate) fn end(&mut self) -> Result<(), RunError> {
         let ended = self.runner.join();
+        if let Some(thread) = self.thread.take() {
+            self.governed = thread.end();
+        }
         if let Some(head) = self.head.take() {
             self.received = self.tokio.block_on(head.join());
         }
@@ -217,6 +268,7 @@ impl HeadSide {
                     reconnects: s.link.reconnects,
                 },
             ),
+            governor: self.governed.clone(),
             memory: report::memory(&self.budget),
             models: self.models(),
             segmentation: self.segmentation(),

@@ -11,6 +11,7 @@
 //! | [`segment`] | `kinesin segment`, `mask`: a volume through the same stages |
 //! | [`instrument`] | the instrument that a site file names |
 //! | [`prepare`] | models, networks, folders, the identity of a run |
+//! | [`govern`], [`events`], [`metrics`] | what happens when compute falls behind, and who is told |
 //! | [`score`] | `kinesin score` |
 //! | [`report`], [`progress`] | what people see |
 //! | [`view`] | `kinesin view` |
@@ -20,9 +21,12 @@
 
 pub mod check;
 pub mod cli;
+pub mod events;
 pub mod faults;
+pub mod govern;
 mod head;
 pub mod instrument;
+pub mod metrics;
 pub mod offline;
 pub mod outcome;
 pub mod part;

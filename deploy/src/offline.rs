@@ -189,7 +189,16 @@ fn line(args: &OfflineArgs, input: Input, nominal: Nominal, command: &str, as_js
     let workers = crate::site::workers(args.tune.workers);
     let inspect_config = stages.inspect.clone();
     let (out, plan) = (args.out.clone(), input.plan.clone());
-    let config = LineConfig { stages, plan: plan.clone(), out: out.clone(), workers, nominal, mask: None, flood: None };
+    let config = LineConfig {
+        stages,
+        plan: plan.clone(),
+        out: out.clone(),
+        workers,
+        nominal,
+        mask: None,
+        flood: None,
+        light: false,
+    };
     let budget = Budget::new();
     let line = Line::open(config, &budget).map_err(|faults| Failure::Input(faults.join("\n")))?;
     prepare::apart(&args.input, &out)?;

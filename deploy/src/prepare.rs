@@ -11,6 +11,7 @@ use kinesin_stream::ledger::{Ledger, LedgerError, PlanDigest};
 use kinesin_stream::plan::RunPlan;
 
 use crate::cli::Nominal;
+use crate::events::EventLog;
 use crate::outcome::Failure;
 use crate::site::{ComputeConfig, SiteFile};
 
@@ -48,6 +49,7 @@ pub fn line(site: &SiteFile, plan: &RunPlan, out: &Path, nominal: &[Nominal]) ->
         out: out.to_path_buf(),
         workers: site.workers(),
         nominal: without,
+        light: site.govern.makes_light_labels(plan),
     })
 }
 
@@ -128,13 +130,14 @@ pub fn apart(input: &Path, out: &Path) -> Result<(), Failure> {
 
 /// Files and folders that a run makes in its folder: what `--overwrite` removes, and nothing else.
 /// What tells whose results they are goes last, so that a removal cut short never leaves results of another run.
-const MADE: [&str; 9] = [
+const MADE: [&str; 10] = [
     "volume",
     "sections",
     "archive",
     "truth",
     "alignment.json",
     "commits.jsonl",
+    EventLog::FILE,
     "run.json",
     Ledger::FILE,
     "report.json",

@@ -8,6 +8,8 @@ use kinesin_backpressure::Budget;
 use kinesin_stages::pipeline::{Moment, StageRow, Telemetry};
 use serde::Serialize;
 
+use crate::govern::GovernorReport;
+
 /// Everything a finished run says of itself.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
@@ -31,6 +33,8 @@ pub struct Report {
     pub latency: BTreeMap<String, Quantiles>,
     /// The link.
     pub link: LinkCounts,
+    /// What was done less of when compute fell behind.
+    pub governor: GovernorReport,
     /// Bytes.
     pub memory: Memory,
     /// Networks: name, provider, precision, library.
@@ -153,6 +157,7 @@ impl Report {
         for (what, q) in &self.latency {
             t.push(format!("latency    {what}: {:.1} s median, {:.1} s p95, {:.1} s longest", q.p50, q.p95, q.max));
         }
+        t.extend(self.governor.line());
         let m = &self.memory;
         t.push(format!(
             "memory     {:.0} MiB leased at most, of {:.0} MiB budget{}",

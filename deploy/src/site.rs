@@ -20,6 +20,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::cli::Tune;
 use crate::faults::{self, Problem};
+use crate::govern::GovernSection;
+use crate::metrics::MetricsConfig;
 use crate::outcome::Failure;
 
 /// What a site file says.
@@ -38,6 +40,10 @@ pub struct SiteFile {
     pub stages: StagesConfig,
     /// Threads and providers.
     pub compute: ComputeConfig,
+    /// What happens when compute falls behind.
+    pub govern: GovernSection,
+    /// What a monitoring system reads.
+    pub metrics: MetricsConfig,
 }
 
 /// `[instrument]`: exactly one of `sim` and `recorded`.
@@ -212,6 +218,7 @@ impl SiteFile {
         if volume.chunk_px == 0 {
             say("stages.volume.chunk_px", "0 px\nuse 64 to 2048, default 512".into());
         }
+        problems.extend(self.govern.problems());
         problems
     }
 }

@@ -13,6 +13,9 @@
 //! Retakes of a section that has ended go from gather to render on the same edge: they make a version of their own there,
 //! beside the one that was published. That edge leads forward too.
 //!
+//! The [`Gate`] is where the governor makes them wait: the archive takes no tiles, the flood pauses and its sections wait as
+//! numbers, with provisional labels where there is time for those.
+//!
 //! Each box skips what `DIR` already holds, so the same wiring serves a new run, a restart and recorded data.
 
 mod aligning;
@@ -20,12 +23,14 @@ mod cells;
 mod commits;
 mod config;
 mod front;
+mod gate;
 mod gather;
 mod gathering;
 mod layout;
 mod matching;
 mod montaging;
 mod offline;
+mod provisional;
 mod rendering;
 mod revising;
 mod segmenting;
@@ -45,6 +50,7 @@ pub use aligning::{AlignmentFile, VolumeAlignment};
 pub use commits::{Commit, Commits};
 pub use config::{EdgesConfig, MaskStage, SegmentStage, StagesConfig, VolumeConfig};
 pub use front::Receipt;
+pub use gate::Gate;
 pub use gather::{Closed, Gather, MfovDone};
 pub use layout::{Layout, LineConfig, Nominal};
 pub use offline::{VolumeJob, flood_volume, mask_volume};
@@ -81,6 +87,7 @@ pub struct Line {
     masked: Edge<Rendered>,
     align_tiles: Pool,
     render_tiles: Pool,
+    gate: Arc<Gate>,
 }
 
 /// Where durable tiles come from.
@@ -129,6 +136,7 @@ impl Line {
             align_tiles: Pool::new(budget, "align tiles", edges.tiles),
             render_tiles: Pool::new(budget, "render tiles", edges.tiles),
             layout,
+            gate: Arc::default(),
         })
     }
 
@@ -140,6 +148,11 @@ impl Line {
     /// Where recorded data and restarts put mFOVs whose tiles are durable already.
     pub fn stored(&self) -> Sender<MfovDone> {
         self.stored.0.clone()
+    }
+
+    /// Where the governor says what the line does now.
+    pub fn gate(&self) -> Arc<Gate> {
+        self.gate.clone()
     }
 
     /// Shape and resolution of what will be published.
@@ -171,9 +184,11 @@ impl Line {
         };
 
         let masked = if let Some(factory) = &factories.flood {
-            let mut flood = layout.flood_box(factory, &commits, telemetry, meter)?;
+            let mut flood = layout.flood_box(factory, &commits, (telemetry, &self.gate), meter)?;
+            runner.spawn("flood", move |run| flood.work(Gate::next, run));
+            let mut provisional = layout.provisional_box(factory, &commits, telemetry, &self.gate)?;
             let masked = self.masked.1;
-            runner.spawn("flood", move |run| flood.work(masked, run));
+            runner.spawn("provisional", move |run| provisional.work(masked, run));
             self.masked.0
         } else {
             runner.spawn("flood", move |run| drain(&self.masked.1, run));
@@ -219,6 +234,7 @@ impl Line {
             ledger: ledger.clone(),
             reviser,
             telemetry: telemetry.clone(),
+            gate: self.gate.clone(),
         };
         let (aligned, rendered) = (self.aligned.1, self.rendered.0);
         runner.spawn("render", move |run| render.work((aligned, rendered), run));
@@ -258,9 +274,9 @@ impl Line {
             let (tiles, stored) = (self.inspected.1, self.stored.0.clone());
             let (known, recalled) = (ledger.clone(), self.stored.0);
             runner.spawn("recall", move |run| gathering::recall(&known, earlier, &recalled, run));
-            let counted = telemetry.clone();
+            let (counted, gate) = (telemetry.clone(), self.gate.clone());
             runner.spawn("archive", move |run| {
-                front::archive((&archive, &ledger), &receipt, &counted, (tiles, stored), run)
+                front::archive((&archive, &ledger), &receipt, (&counted, &gate), (tiles, stored), run)
             });
             let inspect = config.stages.inspect.clone();
             let make = || InspectStage { config: inspect.clone(), telemetry: telemetry.clone() };

@@ -1,12 +1,12 @@
 //! The keys of the ladder. Seconds are seconds until a buffer overflows at the rates that are measured; shares are of a
 //! buffer's capacity.
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::Rung;
 
 /// When the governor leaves and enters its rungs. Site keys `[govern.ladder]`.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct GovernConfig {
     /// The full flood pauses when a buffer overflows within this many seconds. Default 300: a paused flood still has to

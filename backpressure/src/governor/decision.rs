@@ -52,6 +52,8 @@ pub struct Reading {
     pub in_total: u64,
     /// Bytes that ever came out.
     pub out_total: u64,
+    /// Bytes that come or go at once, 0 for a steady flow. Rates are taken over at least two such lumps.
+    pub lump: u64,
     /// The deepest rung that helps this buffer; `Full` for one that is only watched.
     pub deepest: Rung,
 }

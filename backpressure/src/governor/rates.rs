@@ -35,7 +35,10 @@ impl Buffer {
         let arrived = reading.in_total.checked_sub(self.in_total);
         let left = reading.out_total.checked_sub(self.out_total);
         if let (Some(dt), Some(arrived), Some(left)) = (dt, arrived, left) {
-            let share = 1.0 - (-dt / rate_seconds).exp();
+            // Two lumps at the present rate; a flow that ends is forgotten as 1 / t.
+            let lumps = 2.0 * reading.lump as f64 / self.in_rate().max(self.out_rate()).max(1.0);
+            let lumps = if reading.lump > 0 && self.in_mean + self.out_mean > 0.0 { lumps } else { 0.0 };
+            let share = 1.0 - (-dt / rate_seconds.max(lumps)).exp();
             self.in_mean += share * (arrived as f64 / dt - self.in_mean);
             self.out_mean += share * (left as f64 / dt - self.out_mean);
             self.weight += share * (1.0 - self.weight);

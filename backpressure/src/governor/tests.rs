@@ -49,6 +49,7 @@ impl Tank {
             capacity: self.capacity as u64,
             in_total: self.arrived as u64,
             out_total: self.left as u64,
+            lump: 0,
             deepest,
         }
     }
@@ -262,6 +263,19 @@ fn the_default_keys_have_no_problems_and_swapped_ones_are_told() {
     assert_eq!(keys, ["lighter_seconds", "low_water", "slowest_pace"]);
 }
 
+#[test]
+fn sections_that_come_whole_do_not_look_like_a_flood() {
+    let (mut governor, mut line) = (Governor::head(GovernConfig::default()), Tank::of("line", 480.0));
+    // A section of a minute comes whole, is drawn within its minute, and is then whole in the volume.
+    line.flow(120.0 * SECOND, 0.0);
+    for t in 0..7200 {
+        let (come, go) = (if t % 60 == 0 { 60.0 } else { 0.0 }, if t % 60 == 45 { 60.0 } else { 0.0 });
+        line.flow(come * SECOND, go * SECOND);
+        let reading = Reading { lump: (60.0 * SECOND) as u64, ..line.reading(Rung::SpoolOnly) };
+        assert_eq!(governor.step(Duration::from_secs(t), &[reading]).rung, Rung::Full, "at {t} s");
+    }
+}
+
 proptest! {
     #[test]
     fn any_load_keeps_the_pace_in_range_the_dwell_and_the_spool(
@@ -301,7 +315,7 @@ proptest! {
         let mut head = Governor::head(GovernConfig::default());
         let mut scope = Governor::scope(GovernConfig::default(), Control { slow: true, hold: false });
         for (now, held, capacity, in_total, out_total, deepest) in steps {
-            let reading = Reading { name: "b".into(), held, capacity, in_total, out_total, deepest: Rung::ALL[deepest] };
+            let reading = Reading { name: "b".into(), held, capacity, in_total, out_total, lump: held % 7 * 1000, deepest: Rung::ALL[deepest] };
             let now = Duration::from_secs(now);
             prop_assert!(head.step(now, std::slice::from_ref(&reading)).rung <= Rung::SpoolOnly);
             prop_assert_eq!(head.pace(), Pace::Go);

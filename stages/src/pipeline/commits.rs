@@ -39,6 +39,15 @@ pub enum Commit {
         /// What of its image changed: `[x0, y0, x1, y1]` each, half-open, voxels of the volume.
         boxes: Vec<[i64; 4]>,
     },
+    /// Provisional labels of sections `z0 .. z1` in `volume/labels_light`.
+    LabelsLight {
+        /// First z.
+        z0: u32,
+        /// First z after.
+        z1: u32,
+        /// Largest id given away so far.
+        last_id: u64,
+    },
 }
 
 /// The log, shared by the boxes that publish.

@@ -13,6 +13,7 @@ use kinesin_stream::runner::RunToken;
 use kinesin_stream::stage::{Fault, Flow, Keyed, Outlet, Stage, StopError};
 use kinesin_stream::tile::{Loss, Reason, Tile};
 
+use super::gate::Gate;
 use super::gather::MfovDone;
 use super::telemetry::{StageName, Telemetry};
 use super::tiles::{StoreError, TileStore};
@@ -72,13 +73,16 @@ pub type Receipt = Box<dyn Fn(MfovId) -> Result<(), StopError> + Send>;
 pub(super) fn archive(
     (archive, ledger): (&Archive, &Ledger),
     receipt: &Receipt,
-    telemetry: &Telemetry,
+    (telemetry, gate): (&Telemetry, &Gate),
     (tiles, done): (Receiver<Flow<Inspected>>, Sender<MfovDone>),
     run: &RunToken,
 ) -> Result<(), StopError> {
     // mFOVs of which something is here: their tiles are on their way.
     let mut arriving = BTreeSet::new();
-    while let Some(flow) = tiles.recv_blocking() {
+    loop {
+        // While the head is to take nothing, tiles stay where they are: the edges fill, the link waits, the spool keeps.
+        gate.take_tiles(run);
+        let Some(flow) = tiles.recv_blocking() else { break };
         run.working_on(flow.label());
         let (put, plan, key) = match &*flow {
             Flow::Item(Inspected { tile, quality }) => {

@@ -12,10 +12,12 @@ use kinesin_stream::volume::{ImageSpec, ImageWriter, LabelSpec, LabelWriter, Red
 
 use super::commits::Commits;
 use super::config::StagesConfig;
+use super::gate::Gate;
+use super::provisional::{Light, ProvisionalBox, SKIP_EXPLORED, lent};
 use super::segmenting::{Exclusion, FloodBox, FloodMeter, MaskBox, Reduced, chunk_thickness, level_of, reduction};
 use super::telemetry::Telemetry;
 use crate::align::Aligner;
-use crate::flood::{FloodPlan, FloodRules, RollingFlood};
+use crate::flood::{FloodConfig, FloodPlan, FloodRules, RollingFlood};
 use crate::mask::Masker;
 use crate::model::{Model, ModelKind};
 use crate::runtime::NetworkFactory;
@@ -48,6 +50,8 @@ pub struct LineConfig {
     pub mask: Option<Arc<Model>>,
     /// Model of the flood stage; `None` where it does not run.
     pub flood: Option<Arc<Model>>,
+    /// Whether sections get provisional labels while the full flood is paused.
+    pub light: bool,
 }
 
 /// See the module.
@@ -190,6 +194,73 @@ impl Layout {
             fixed("flood window and blocks", plan.bytes(shape, self.workers()));
             fixed("flood networks", SESSION.0 * self.workers() as u64);
         }
+        if let Some((plan, window, workers)) = self.light() {
+            fixed("provisional labels", plan.bytes(window, workers) + SESSION.0 * workers as u64);
+        }
+    }
+
+    /// Of the provisional labels: plan, window, threads. `None` where there are none, or the coarser volume is smaller than
+    /// what the network sees at a time.
+    fn light(&self) -> Option<(FloodPlan, Zyx<usize>, usize)> {
+        let (model, r) = (self.config.flood.as_ref().filter(|_| self.config.light)?, self.label_reduction?);
+        let (fov, plane) = (model.manifest().shape, self.plane(2 * r));
+        let fits = plane.y >= fov.y && plane.x >= fov.x && self.image.shape.z >= fov.z;
+        let rules = FloodRules::of(model).ok().filter(|_| fits)?;
+        let plan = self.light_config(fov.z).resolve(&rules).ok()?;
+        // Half the side and a quarter of the fields of view: an eighth of the work, for a quarter of the threads.
+        Some((plan, Zyx::new(fov.z, plane.y, plane.x), self.workers().div_ceil(4)))
+    }
+
+    fn light_config(&self, window: usize) -> FloodConfig {
+        let full = &self.config.stages.segment.flood;
+        let skip_explored = full.skip_explored.max(SKIP_EXPLORED);
+        FloodConfig {
+            window: Some(window),
+            skip_explored,
+            join: full.join.clone(),
+            batch: full.batch,
+            ..Default::default()
+        }
+    }
+
+    pub(super) fn provisional_box(
+        &self,
+        factory: &NetworkFactory,
+        commits: &Arc<Commits>,
+        telemetry: &Arc<Telemetry>,
+        gate: &Arc<Gate>,
+    ) -> Result<ProvisionalBox, StopError> {
+        let light = match (self.light(), &self.config.flood, self.label_reduction) {
+            (Some((_, window, workers)), Some(model), Some(r)) => {
+                let nm = self.config.plan.pixel_size_nm * 2.0 * r as f64;
+                let voxel_size = VoxelSize(Zyx::new(self.config.plan.thickness_nm, nm, nm));
+                let shape = Zyx::new(self.image.shape.z, window.y, window.x);
+                let chunk = Zyx::new(1, 64, 64);
+                Some(Light {
+                    config: self.light_config(window.z),
+                    model: model.clone(),
+                    voxel_size,
+                    window,
+                    workers,
+                    factory: lent(factory),
+                    image: Reduced::open(&self.config.out.join("volume/image"), 2 * r)?,
+                    mask: self.exclusion(2 * r)?,
+                    labels: LabelSpec { shape, voxel_size, origin: Zyx::new(0, 0, 0), chunk },
+                    path: self.config.out.join("volume/labels_light"),
+                })
+            }
+            _ => None,
+        };
+        let (gate, commits, telemetry) = (gate.clone(), commits.clone(), telemetry.clone());
+        Ok(ProvisionalBox { gate, light, commits, telemetry, held: Vec::new(), begin: 0 })
+    }
+
+    /// What is kept out of a segmentation at this reduction.
+    fn exclusion(&self, r: usize) -> Result<Option<Exclusion>, StopError> {
+        let Some(m) = self.mask_reduction.filter(|_| !self.config.nominal.mask) else { return Ok(None) };
+        self.mask_writer(m)?;
+        let classes = level_of(&self.config.out.join("volume/mask"), 0)?;
+        Ok(Some(Exclusion { classes, scale: m as f64 / r as f64, excluded: self.excluded() }))
     }
 
     pub(super) fn image_writer(&self) -> Result<ImageWriter, StopError> {
@@ -242,7 +313,7 @@ impl Layout {
         &self,
         factory: &NetworkFactory,
         commits: &Arc<Commits>,
-        telemetry: &Arc<Telemetry>,
+        (telemetry, gate): (&Arc<Telemetry>, &Arc<Gate>),
         meter: &Arc<FloodMeter>,
     ) -> Result<FloodBox, StopError> {
         let (Some(model), Some(r), Some((shape, voxel_size)), Some(plan)) =
@@ -256,25 +327,17 @@ impl Layout {
         let second = plan.span(first.commit, usize::MAX);
         let thickness = chunk_thickness(first.commit - first.open, second.commit - second.open);
         let spec = LabelSpec { shape, voxel_size, origin: Zyx::new(0, 0, 0), chunk: Zyx::new(thickness, 64, 64) };
-        let mask = match self.mask_reduction.filter(|_| !self.config.nominal.mask) {
-            Some(m) => {
-                self.mask_writer(m)?;
-                let classes = level_of(&self.config.out.join("volume/mask"), 0)?;
-                let excluded = self.excluded();
-                Some(Exclusion { classes, scale: m as f64 / r as f64, excluded })
-            }
-            None => None,
-        };
         Ok(FloodBox {
             flood,
             workers,
             image: Reduced::open(&self.config.out.join("volume/image"), r)?,
-            mask,
+            mask: self.exclusion(r)?,
             labels: LabelWriter::create(&self.config.out.join("volume/labels"), spec)?,
             out: self.config.out.clone(),
             commits: commits.clone(),
             telemetry: telemetry.clone(),
             meter: meter.clone(),
+            gate: gate.clone(),
         })
     }
 }

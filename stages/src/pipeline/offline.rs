@@ -68,9 +68,10 @@ pub fn flood_volume(
         out: job.out,
         telemetry: job.telemetry,
         meter: meter.clone(),
+        gate: Arc::default(),
     };
-    let (tx, rx) = edge(budget, "sections", Bytes::mib(1));
-    runner.spawn("flood", move |run| flood.work(rx, run));
+    let (tx, rx) = edge::<Rendered>(budget, "sections", Bytes::mib(1));
+    runner.spawn("flood", move |run| flood.work(|_, _| Ok(rx.recv_blocking().map(|section| section.z)), run));
     (0..shape.z as u32).try_for_each(|z| tx.send_blocking(Rendered { z, present: true }))?;
     Ok(())
 }

@@ -15,6 +15,7 @@ use kinesin_stream::volume::ImageWriter;
 
 use super::commits::{Commit, Commits};
 use super::gather::Closed;
+use super::gate::Gate;
 use super::montaging::Montaged;
 use super::revising::Reviser;
 use super::telemetry::{Moment, StageName, Telemetry};
@@ -80,6 +81,7 @@ pub(super) struct RenderBox {
     pub(super) ledger: Option<Ledger>,
     pub(super) reviser: Reviser,
     pub(super) telemetry: Arc<Telemetry>,
+    pub(super) gate: Arc<Gate>,
 }
 
 impl RenderBox {
@@ -94,7 +96,7 @@ impl RenderBox {
                 RenderInput::Section(section) => {
                     let z = section.montaged.plan.serial.0;
                     run.working_on(section.montaged.plan.section.to_string());
-                    self.section(section)?;
+                    self.section(section, run)?;
                     let present = section.map.is_some();
                     drop(message);
                     rendered.send_blocking(Rendered { z, present })?;
@@ -121,9 +123,10 @@ impl RenderBox {
         }
     }
 
-    fn section(&mut self, section: &Aligned) -> Result<(), StopError> {
+    fn section(&mut self, section: &Aligned, run: &RunToken) -> Result<(), StopError> {
         let z = section.montaged.plan.serial.0;
         if !self.commits.has(&Commit::Image { z }) {
+            self.gate.linger(z, run);
             if let Some(map) = &section.map {
                 self.draw(z, &section.montaged, map)?;
             }

@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use kinesin_backpressure::{Receiver, Sender};
 use kinesin_stream::geometry::{BoxZyx, VoxelSize, Zyx};
@@ -14,6 +14,7 @@ use kinesin_stream::volume::{self, CommitLog, Equivalence, ImageWriter, LabelWri
 use ndarray::{Array2, Axis};
 
 use super::commits::{Commit, Commits};
+use super::gate::Gate;
 use super::rendering::Rendered;
 use super::telemetry::{Moment, StageName, Telemetry};
 use crate::flood::{FloodCounters, FloodSection, LabelledSection, RollingFlood, Watch, WindowResult};
@@ -110,6 +111,16 @@ impl Exclusion {
     }
 }
 
+/// A section as a flood sees it.
+pub(super) fn flood_section(image: &Reduced, mask: Option<&Exclusion>, z: usize) -> Result<FloodSection, StopError> {
+    let image = image.section(z)?;
+    let exclude = match mask {
+        None => Array2::from_elem(image.dim(), false),
+        Some(mask) => mask.section(z, image.dim())?,
+    };
+    Ok(FloodSection { image, exclude })
+}
+
 pub(super) struct FloodBox {
     pub(super) flood: RollingFlood,
     /// Threads that flood.
@@ -122,16 +133,21 @@ pub(super) struct FloodBox {
     pub(super) commits: Arc<Commits>,
     pub(super) telemetry: Arc<Telemetry>,
     pub(super) meter: Arc<FloodMeter>,
+    /// Pauses the work, never changes it.
+    pub(super) gate: Arc<Gate>,
 }
 
 impl FloodBox {
-    pub(super) fn work(&mut self, rendered: Receiver<Rendered>, run: &RunToken) -> Result<(), StopError> {
+    /// Floods the sections that `next` gives, until it gives none.
+    pub(super) fn work(
+        &mut self,
+        next: impl Fn(&Gate, &RunToken) -> Result<Option<u32>, StopError>,
+        run: &RunToken,
+    ) -> Result<(), StopError> {
         let (mut log, rows) = CommitLog::<Equivalence>::open(&self.out.join("volume/equivalences.jsonl"))?;
         let mut table = Table { written: 0, kept: rows.len() as u64 };
         let done = self.resume(&mut table)?;
-        while let Some(message) = rendered.recv_blocking() {
-            let z = message.z;
-            drop(message);
+        while let Some(z) = next(&self.gate, run)? {
             if z < done {
                 self.telemetry.mark(z, Moment::Labels);
                 continue;
@@ -176,19 +192,16 @@ impl FloodBox {
     }
 
     fn section(&self, z: usize) -> Result<FloodSection, StopError> {
-        let image = self.image.section(z)?;
-        let exclude = match &self.mask {
-            None => Array2::from_elem(image.dim(), false),
-            Some(mask) => mask.section(z, image.dim())?,
-        };
-        Ok(FloodSection { image, exclude })
+        flood_section(&self.image, self.mask.as_ref(), z)
     }
 
     fn push(&mut self, section: Option<FloodSection>, run: &RunToken) -> Result<Option<WindowResult>, StopError> {
         let started = Instant::now();
-        let meter = self.meter.clone();
+        let (meter, gate) = (self.meter.clone(), self.gate.clone());
+        let paused_ns = AtomicU64::new(0);
         let progress = |counted: &FloodCounters, seconds: f64| {
             meter.add(counted, seconds);
+            paused_ns.fetch_add(gate.pause(run).as_nanos() as u64, Relaxed);
             !run.is_stopped()
         };
         let watch = Watch { progress: &progress, seconds: &|| started.elapsed().as_secs_f64() };
@@ -198,6 +211,7 @@ impl FloodBox {
         };
         if let Some(result) = &result {
             let busy = started.elapsed() * self.workers as u32;
+            let busy = busy.saturating_sub(Duration::from_nanos(paused_ns.load(Relaxed)));
             self.telemetry.count(StageName::Flood, 1, result.labels.len() as u64, busy);
         }
         Ok(result)

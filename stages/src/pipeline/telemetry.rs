@@ -112,11 +112,17 @@ pub struct Telemetry {
     started: Instant,
     meters: [Meter; StageName::ALL.len()],
     sections: Mutex<BTreeMap<u32, SectionTimes>>,
+    provisional: AtomicU64,
 }
 
 impl Default for Telemetry {
     fn default() -> Self {
-        Self { started: Instant::now(), meters: Default::default(), sections: Mutex::default() }
+        Self {
+            started: Instant::now(),
+            meters: Default::default(),
+            sections: Mutex::default(),
+            provisional: AtomicU64::new(0),
+        }
     }
 }
 
@@ -152,6 +158,22 @@ impl Telemetry {
             Moment::Image => times.image = Some(now),
             Moment::Labels => times.labels = Some(now),
         }
+    }
+
+    /// Notes sections that got provisional labels.
+    pub(super) fn provisional(&self, sections: u32) {
+        self.provisional.fetch_add(u64::from(sections), Relaxed);
+    }
+
+    /// Sections that got provisional labels in this run.
+    pub fn provisional_sections(&self) -> u64 {
+        self.provisional.load(Relaxed)
+    }
+
+    /// Moments of section `z` so far.
+    pub fn times(&self, z: u32) -> SectionTimes {
+        let sections = self.sections.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        sections.get(&z).copied().unwrap_or_default()
     }
 
     /// Since the start of the run.

@@ -5,6 +5,7 @@ mod accuracy;
 mod bad_input;
 mod conservation;
 mod determinism;
+mod governor;
 mod harness;
 mod link;
 mod memory;
