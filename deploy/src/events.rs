@@ -59,6 +59,20 @@ pub enum Event {
         /// The buffer.
         buffer: String,
     },
+    /// The spool has no room, and the instrument was asked to hold.
+    ScopeHeld {
+        /// Its capacity, or the disk.
+        why: String,
+        /// Bytes in it.
+        held: u64,
+        /// Bytes that it may hold.
+        capacity: u64,
+    },
+    /// There is room again.
+    ScopeGoes {
+        /// Seconds for which it was held.
+        after_seconds: f64,
+    },
     /// No scope is connected.
     LinkLost,
     /// A scope is connected.
@@ -131,7 +145,8 @@ impl EventLog {
     }
 }
 
-fn tell(event: &Event) {
+/// Has it in the program's log.
+pub(crate) fn tell(event: &Event) {
     match event {
         Event::ComingLoss { buffer, in_seconds, bytes_per_minute, .. } => tracing::error!(
             buffer,
@@ -149,6 +164,7 @@ fn tell(event: &Event) {
         Event::Pace { from, to, cause, figures } if to < from => {
             tracing::warn!(from, to, cause, ?figures, "the instrument is slowed");
         }
+        Event::ScopeHeld { why, held, capacity } => tracing::warn!(why, held, capacity, "the instrument is held"),
         Event::LinkLost => tracing::warn!("no scope is connected"),
         Event::TileForeign { tile } => tracing::warn!(tile, "a tile came that nobody promised"),
         other => tracing::info!(?other, "event"),

@@ -129,8 +129,3 @@ pub(crate) fn tiles(states: &[(&'static str, u64)]) {
         gauge!("tiles", "state" => *state).set(*count as f64);
     }
 }
-
-/// The instrument's pace.
-pub(crate) fn pace(share: f64) {
-    gauge!("scope_pace_ratio").set(share);
-}

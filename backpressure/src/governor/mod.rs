@@ -74,10 +74,7 @@ impl Governor {
 
     /// The scope's ladder: `Full`, `Slow`, `Hold`, as far as the instrument obeys.
     pub fn scope(config: GovernConfig, control: Control) -> Self {
-        let mut steps = vec![Rung::Full];
-        steps.extend(control.slow.then_some(Rung::Slow));
-        steps.extend(control.hold.then_some(Rung::Hold));
-        Self::with(config, steps, Some(control))
+        Self::with(config, scope_steps(control), Some(control))
     }
 
     fn with(config: GovernConfig, steps: Vec<Rung>, control: Option<Control>) -> Self {
@@ -95,6 +92,17 @@ impl Governor {
             fell: None,
             rose: None,
             relapses: 0,
+        }
+    }
+
+    /// What the instrument turned out to obey.
+    pub fn control(&mut self, control: Control) {
+        if self.control.is_some_and(|before| before != control) {
+            (self.steps, self.control) = (scope_steps(control), Some(control));
+            // A rung that the instrument refuses is not one to stand on.
+            if !self.steps.contains(&self.rung) {
+                (self.rung, self.pace) = (Rung::Full, Pace::Go);
+            }
         }
     }
 
@@ -308,4 +316,10 @@ impl Governor {
             figures: self.figures(reading),
         })
     }
+}
+
+/// The scope's ladder, as far as the instrument obeys.
+fn scope_steps(control: Control) -> Vec<Rung> {
+    let rungs = [(Rung::Full, true), (Rung::Slow, control.slow), (Rung::Hold, control.hold)];
+    rungs.into_iter().filter(|(_, can)| *can).map(|(rung, _)| rung).collect()
 }

@@ -241,6 +241,23 @@ fn a_loss_that_nobody_can_prevent_is_announced_before_it_happens() {
 }
 
 #[test]
+fn an_instrument_that_refuses_is_announced_from_then_on() {
+    let mut governor = Governor::scope(GovernConfig::default(), Control { slow: true, hold: true });
+    let mut spool = Tank::of("spool", 200.0);
+    let mut announced = Vec::new();
+    for t in 0..240 {
+        // It refuses to slow at its first command, and to hold with it.
+        let obeys = governor.rung() == Rung::Full && announced.is_empty();
+        governor.control(Control { slow: obeys, hold: obeys });
+        spool.flow(SECOND, 0.1 * SECOND);
+        let decision = governor.step(Duration::from_secs(t), &[spool.reading(Rung::Hold)]);
+        announced.extend(decision.coming_loss.map(|loss| (t, loss.in_seconds)));
+    }
+    let (at, in_seconds) = announced[0];
+    assert!(spool.lost > 0.0 && in_seconds > 30.0, "announced at {at} s, {in_seconds} s before");
+}
+
+#[test]
 fn what_only_the_flood_drains_does_not_keep_an_idle_machine_light() {
     let mut governor = Governor::head(GovernConfig::default());
     let mut labels = Tank::of("labels", 60.0);

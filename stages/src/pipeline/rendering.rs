@@ -14,8 +14,8 @@ use kinesin_stream::stage::StopError;
 use kinesin_stream::volume::ImageWriter;
 
 use super::commits::{Commit, Commits};
-use super::gather::Closed;
 use super::gate::Gate;
+use super::gather::Closed;
 use super::montaging::Montaged;
 use super::revising::Reviser;
 use super::telemetry::{Moment, StageName, Telemetry};

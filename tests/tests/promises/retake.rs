@@ -80,6 +80,7 @@ fn run(scene: &Arc<Scene>, stops: Stops, workers: usize, out: &Path) {
         nominal: Nominal::default(),
         mask: None,
         flood: None,
+        light: false,
     };
     let budget = Budget::new();
     let line = Line::open(config, &budget).expect("a line");
