@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use kinesin_stream::geometry::{BoxZyx, Zyx};
+use kinesin_stream::ledger::State;
 
 /// In-situ streaming pipeline for connectomics: from the microscope's tiles to labelled neurons while it is still imaging.
 #[derive(Debug, Parser)]
@@ -48,6 +49,8 @@ pub enum Command {
     Score(ScoreArgs),
     /// Serve a run's results to neuroglancer, with a ready link.
     View(ViewArgs),
+    /// Where every tile of a run stands: a table by section and state, or the tiles that a filter admits.
+    Ledger(LedgerArgs),
 }
 
 /// `kinesin check`.
@@ -184,6 +187,32 @@ pub struct ViewArgs {
     pub port: u16,
 }
 
+/// `kinesin ledger`. With `--json` the summary is one document, the tiles that a filter admits are JSON lines. Exit status 1 says that
+/// there are lost tiles among what was asked for.
+#[derive(Debug, Args)]
+pub struct LedgerArgs {
+    /// A run's folder: finished, interrupted or of another program run, but not one that is running.
+    pub dir: PathBuf,
+    /// Tiles of this section.
+    #[arg(long)]
+    pub section: Option<u32>,
+    /// Tiles of this beam, as the scope counts: from 001.
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
+    pub beam: Option<u16>,
+    /// Tiles in this state.
+    #[arg(long, value_parser = parse_state)]
+    pub state: Option<State>,
+    /// Tiles that were lost for a reason that holds this text.
+    #[arg(long, value_name = "TEXT")]
+    pub reason: Option<String>,
+    /// Write the tiles to this file as comma-separated values; times are milliseconds since 1970.
+    #[arg(long, value_name = "FILE")]
+    pub csv: Option<PathBuf>,
+    /// Write the tiles to this file as Parquet.
+    #[arg(long, value_name = "FILE")]
+    pub parquet: Option<PathBuf>,
+}
+
 /// What may be overridden from the command line.
 #[derive(Clone, Debug, Default, Args)]
 pub struct Tune {
@@ -237,6 +266,11 @@ pub enum Nominal {
     Align,
     /// Nothing is masked.
     Mask,
+}
+
+fn parse_state(text: &str) -> Result<State, String> {
+    let found = State::ALL.into_iter().find(|s| s.name() == text);
+    found.ok_or_else(|| format!("got {text:?}, wanted one of {}", State::ALL.map(State::name).join(", ")))
 }
 
 fn numbers<const N: usize, T: std::str::FromStr + Copy + Default>(text: &str) -> Option<[T; N]> {

@@ -295,12 +295,19 @@ impl HeadSide {
                 1;
         }
         let again = self.ledger.duplicate_sum().map_err(Failure::fault)?;
+        let recount_agrees = self.ledger.recount().map_err(Failure::fault)? == counts;
+        if !recount_agrees {
+            tracing::error!("the ledger's counts do not agree with its tiles: a bug, please report it");
+        }
         Ok(TileCounts {
             promised: counts.promised(),
             durable: counts.safe(),
             lost: counts.lost,
             lost_by_reason: by_reason,
             duplicates: again.same + again.other,
+            states: counts,
+            hops: report::hops(&counts),
+            recount_agrees,
         })
     }
 

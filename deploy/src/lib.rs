@@ -15,6 +15,7 @@
 //! | [`score`] | `kinesin score` |
 //! | [`report`], [`progress`] | what people see |
 //! | [`view`] | `kinesin view` |
+//! | [`ledger`] | `kinesin ledger`: where every tile stands, as table, JSON, CSV or Parquet |
 //! | [`outcome`] | exit codes |
 //!
 //! Absent on purpose: algorithms (they are in `stages`) and anything that a library user would want to call.
@@ -26,6 +27,7 @@ pub mod faults;
 pub mod govern;
 mod head;
 pub mod instrument;
+pub mod ledger;
 pub mod metrics;
 pub mod offline;
 pub mod outcome;
@@ -71,5 +73,6 @@ pub fn execute(cli: &Cli) -> Result<Outcome, Failure> {
         Command::Mask(args) => segment::mask(args, cli.json),
         Command::Score(args) => score::score(args, cli.json),
         Command::View(args) => view::view(&args.dir, args.port).map(|()| Outcome::Complete).map_err(Failure::input),
+        Command::Ledger(args) => ledger::ledger(args, cli.json),
     }
 }

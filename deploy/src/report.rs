@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use kinesin_backpressure::Budget;
 use kinesin_stages::pipeline::{Moment, StageRow, Telemetry};
+use kinesin_stream::ledger::Counts;
 use serde::Serialize;
 
 use crate::govern::GovernorReport;
@@ -58,6 +59,43 @@ pub struct TileCounts {
     pub lost_by_reason: BTreeMap<String, u64>,
     /// Came again and were dropped.
     pub duplicates: u64,
+    /// Tiles in each state of the ledger.
+    pub states: Counts,
+    /// The same tiles from hop to hop; what goes on from one comes in at the next.
+    pub hops: Vec<Hop>,
+    /// Whether the tiles, counted anew one by one, are as many in each state as the ledger has counted all along.
+    pub recount_agrees: bool,
+}
+
+/// One hop: `came_in = went_on + held + lost + replaced`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Hop {
+    /// Where.
+    pub hop: &'static str,
+    /// Tiles that came from the hop before.
+    pub came_in: u64,
+    /// Tiles that went further.
+    pub went_on: u64,
+    /// Tiles that are there still; none before the archive once a run is over.
+    pub held: u64,
+    /// Tiles lost up to here.
+    pub lost: u64,
+    /// Tiles whose later exposure is used.
+    pub replaced: u64,
+}
+
+/// From the promise to the volume.
+pub fn hops(tiles: &Counts) -> Vec<Hop> {
+    let current = tiles.placed + tiles.published;
+    let (waiting, promised) = (tiles.open() - tiles.sent, tiles.promised());
+    let arrived = tiles.sent + tiles.safe() + tiles.lost;
+    let hop = |hop, came_in, went_on, held| Hop { hop, came_in, went_on, held, ..Hop::default() };
+    vec![
+        hop("link", promised, arrived, waiting),
+        Hop { lost: tiles.lost, ..hop("archive", arrived, tiles.safe(), tiles.sent) },
+        Hop { replaced: tiles.superseded, ..hop("montage", tiles.safe(), current, tiles.durable) },
+        hop("volume", current, tiles.published, tiles.placed),
+    ]
 }
 
 /// What the scope side saw.

@@ -1,6 +1,8 @@
 //! I1: every promised tile ends durable, or lost with a reason; the sums agree.
 
-use crate::harness::{Place, SITE, json};
+use serde_json::Value;
+
+use crate::harness::{Place, SITE, json, kinesin, text};
 
 #[test]
 fn every_promised_tile_is_durable_or_lost_with_a_reason_and_the_sums_agree() {
@@ -14,6 +16,8 @@ fn every_promised_tile_is_durable_or_lost_with_a_reason_and_the_sums_agree() {
     assert_eq!(n("promised"), n("durable") + n("lost"));
     assert!(n("lost") >= 7, "a section is missing");
     assert!(n("duplicates") > 0, "a fifth came twice");
+    hops_agree(tiles);
+    asked_the_ledger_says_the_same(&place, tiles);
     let reasons: u64 =
         tiles["lost_by_reason"].as_object().expect("by reason").values().filter_map(|v| v.as_u64()).sum();
     assert_eq!(reasons, n("lost"));
@@ -24,4 +28,37 @@ fn every_promised_tile_is_durable_or_lost_with_a_reason_and_the_sums_agree() {
         lost += quality["lost"].as_object().expect("by name").len() as u64;
     }
     assert_eq!((there, lost), (n("durable"), n("lost")), "the sections' own sums");
+}
+
+/// What goes on from one hop comes in at the next, nothing is left over, and nothing is still under way.
+fn hops_agree(tiles: &Value) {
+    let hops = tiles["hops"].as_array().expect("hops");
+    let n = |hop: &Value, key: &str| hop[key].as_u64().expect("a count");
+    let mut coming = tiles["promised"].as_u64().expect("a count");
+    for hop in hops {
+        assert_eq!(n(hop, "came_in"), coming, "{hop}");
+        coming = n(hop, "went_on");
+        let ended = ["went_on", "held", "lost", "replaced"].iter().map(|k| n(hop, k)).sum::<u64>();
+        assert_eq!(n(hop, "came_in"), ended, "{hop}");
+    }
+    let held: Vec<u64> = hops.iter().take(2).map(|hop| n(hop, "held")).collect();
+    assert_eq!((hops.len(), held), (4, vec![0, 0]), "at the end nothing is on its way");
+    assert_eq!(tiles["recount_agrees"], true);
+    assert!(tiles["states"]["published"].as_u64() > Some(0), "what is in the volume is published");
+}
+
+/// `kinesin ledger` sums to what the report says, by state and tile by tile.
+fn asked_the_ledger_says_the_same(place: &Place, tiles: &Value) {
+    let out = place.path("out");
+    let asked = kinesin(&["ledger", text(&out), "--json"]);
+    let told: Value = serde_json::from_str(&asked.expect(1).stdout).expect("one document");
+    for (state, count) in tiles["states"].as_object().expect("by state") {
+        assert_eq!(&told["total"][state], count, "{state}");
+        let rows = kinesin(&["ledger", text(&out), "--json", "--state", state]).stdout.lines().count();
+        assert_eq!(Some(rows as u64), count.as_u64(), "{state}");
+    }
+    let csv = place.path("tiles.csv");
+    kinesin(&["ledger", text(&out), "--csv", text(&csv)]).expect(1);
+    let lines = std::fs::read_to_string(&csv).expect("written").lines().count() as u64;
+    assert_eq!(Some(lines - 1), tiles["promised"].as_u64(), "a line a tile, and one of names");
 }
