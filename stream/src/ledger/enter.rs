@@ -106,8 +106,8 @@ impl Ledger {
         self.advance_current(section, None, state, unix_ms)
     }
 
-    /// Enters that these tiles of a section are `placed` or `published` at `unix_ms`. Where a later exposure of a tile is placed,
-    /// the earlier ones become superseded. Tiles that are further already stay. Gives how many tiles moved. Cheap: not synced.
+    /// Enters that these tiles of a section are `placed` or `published` at `unix_ms`. The earlier exposures of these tiles
+    /// become superseded. Tiles that are further already stay. Gives how many tiles moved. Cheap: not synced.
     pub fn advance_tiles(
         &self,
         section: SectionId,
@@ -165,9 +165,7 @@ impl Ledger {
             for key in &chosen {
                 moved += move_one(&mut after, *key, state, unix_ms)?;
             }
-            if state == State::Placed {
-                moved += supersede(&mut after, &chosen, unix_ms);
-            }
+            moved += supersede(&mut after, &chosen, unix_ms);
             for (mfov, standing) in &after {
                 self.replace(t, *mfov, (&before[mfov], standing))?;
             }

@@ -214,6 +214,15 @@ fn an_amendment_adds_its_tiles_and_a_placed_retake_supersedes_what_came_before()
     let counts = Counts { published: 3, placed: 1, superseded: 1, lost: 1, ..Counts::default() };
     assert_eq!(ledger.counts().expect("reads"), counts);
     assert_eq!(ledger.recount().expect("reads"), counts);
+    // Published at once, as a restart may find it, is placed too.
+    let third = amended(&second, &[0], 2);
+    ledger.expect_section(&third).expect("an amendment");
+    let again = third.mfov(first.mfovs[0].id.at(Attempt(2))).expect("promised");
+    ledger.settle(again.id, &[(again.tiles[0].key, durable(9))], &[]).expect("expected");
+    let tiles = BTreeSet::from([again.tiles[0].key]);
+    ledger.advance_tiles(SectionId(0), &tiles, State::Published, 4).expect("durable");
+    assert_eq!(state(&ledger, again.tiles[0].key), State::Published);
+    assert_eq!(state(&ledger, again.tiles[0].key.first()), State::Superseded);
     // The superseded one does not come back.
     let old = BTreeSet::from([kept.first()]);
     assert_eq!(ledger.advance_tiles(SectionId(0), &old, State::Placed, 4).expect("no fault"), 0);
@@ -341,9 +350,10 @@ fn steps() -> impl proptest::strategy::Strategy<Value = Vec<Step>> {
 fn model_section(model: &mut BTreeMap<TileKey, State>, to: State) {
     for key in model.keys().copied().collect::<Vec<_>>() {
         let later = |s: State| model.iter().any(|(k, v)| k.first() == key.first() && *k > key && *v == s);
-        let replaced = [State::Durable, State::Placed, State::Published, State::Superseded].into_iter().any(later);
+        let durable_counts = (to == State::Placed).then_some(State::Durable);
+        let mut later_ones = [State::Placed, State::Published].into_iter().chain(durable_counts);
         let next = match (model[&key], to) {
-            (State::Durable | State::Placed | State::Published, State::Placed) if replaced => State::Superseded,
+            (State::Durable | State::Placed | State::Published, _) if later_ones.any(later) => State::Superseded,
             (State::Durable, State::Placed) => State::Placed,
             (State::Placed, State::Published) => State::Published,
             (same, _) => same,
