@@ -263,11 +263,12 @@ impl Line {
             runner.spawn("match", move |run| matching::work(matcher, &*store, &telemetry, edges, run));
         }
 
+        let open_sections = config.stages.edges.open_sections;
         let gather = Gather::new(config.stages.inspect.clone(), config.stages.pointmatch.clone());
         let (stored, pairs, matched) = (self.stored.1, self.pairs.0, self.matched.0);
         let counted = telemetry.clone();
         let edges = (stored, pairs, matched, revisions);
-        runner.spawn("gather", move |run| gathering::work(gather, &out, &counted, edges, run));
+        runner.spawn("gather", move |run| gathering::work((gather, open_sections), &out, &counted, edges, run));
 
         if let Source::Live { archive, ledger, receipt } = source {
             let earlier = gathering::earlier(&ledger)?;

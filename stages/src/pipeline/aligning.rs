@@ -1,9 +1,10 @@
 //! The align box of the line: sections in serial order, each drawn reduced from its montage and laid onto those before it.
 //!
-//! Sections may come in any order; those that came early wait as records, without pixels.
+//! Sections may come in any order; those that came early wait as records, without pixels, and beyond a few as their number
+//! alone. What is held does not grow with the number of sections.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use kinesin_backpressure::{Receiver, Sender};
@@ -12,9 +13,10 @@ use kinesin_stream::ids::SerialIndex;
 use kinesin_stream::map::{Affine, Grid, Map, SectionToVolume};
 use kinesin_stream::runner::RunToken;
 use kinesin_stream::stage::StopError;
+use serde::ser::{Error as _, SerializeMap, SerializeStruct, Serializer};
 use serde::{Deserialize, Serialize};
 
-use super::montaging::Montaged;
+use super::montaging::{Montaged, Solved};
 use super::rendering::{Aligned, RenderInput};
 use super::telemetry::{StageName, Telemetry};
 use super::tiles::TileCache;
@@ -44,6 +46,15 @@ pub struct VolumeAlignment {
     pub sections: BTreeMap<String, SectionToVolume>,
 }
 
+/// `DIR/alignment.json` on its way to the disk: one section's map at a time is in memory.
+struct Published<'a> {
+    out: &'a Path,
+    sections: u32,
+}
+
+/// The map of its sections.
+struct Maps<'a>(&'a Published<'a>);
+
 /// Rows of the reduced image drawn at once.
 const BAND_PX: usize = 256;
 
@@ -67,69 +78,70 @@ impl AlignBox {
         run: &RunToken,
     ) -> Result<(), StopError> {
         let done = self.done()?;
+        let tail = self.tail(done)?;
+        let needed = Aligner::views_needed(&self.config, &tail);
         // The aligner is made once the sections that it needs again have come.
         let mut aligner = None;
         let mut views = Vec::new();
-        let needed = Aligner::views_needed(&self.config, &done.iter().map(|d| d.record.clone()).collect::<Vec<_>>());
-        let mut waiting: BTreeMap<u32, Montaged> = BTreeMap::new();
+        let mut waiting = Waiting::default();
         let mut next = 0;
-        let mut all = VolumeAlignment { direction: "forward".into(), sections: BTreeMap::new() };
         while let Some(section) = montaged.recv_blocking() {
-            waiting.insert(section.plan.serial.0, (*section).clone());
+            waiting.insert((*section).clone());
             drop(section);
-            while let Some(section) = waiting.remove(&next) {
+            while let Some(section) = waiting.take(next, &self.out)? {
                 run.working_on(section.plan.section.to_string());
-                let file = match done.get(next as usize) {
-                    Some(file) => {
-                        if !self.nominal && needed.contains(&SerialIndex(next)) {
-                            views.push(self.view(&section)?);
-                        }
-                        file.clone()
+                let file = if next < done {
+                    if !self.nominal && needed.contains(&SerialIndex(next)) {
+                        views.push(self.view(&section)?);
                     }
-                    None => {
-                        if aligner.is_none() {
-                            let records: Vec<Alignment> = done.iter().map(|d| d.record.clone()).collect();
-                            aligner =
-                                Some(Aligner::resume(self.config.clone(), &records, &std::mem::take(&mut views))?);
-                        }
-                        let record = match &mut aligner {
-                            Some(aligner) if !self.nominal => self.place(aligner, &section)?,
-                            _ => unmoved(&section),
-                        };
-                        self.write(&section, record)?
+                    alignment_file(&self.out, next)?
+                } else {
+                    if aligner.is_none() {
+                        aligner = Some(Aligner::resume(self.config.clone(), &tail, &std::mem::take(&mut views))?);
                     }
+                    let record = match &mut aligner {
+                        Some(aligner) if !self.nominal => self.place(aligner, &section)?,
+                        _ => unmoved(&section),
+                    };
+                    self.write(&section, record)?
                 };
-                if let Some(map) = &file.map {
-                    all.sections.insert(file.section.clone(), map.clone());
-                }
                 let map = file.map.map(Arc::new);
                 aligned.send_blocking(RenderInput::Section(Aligned { montaged: section, map }))?;
                 next += 1;
             }
         }
         run.check()?;
-        write_json(&self.out.join("alignment.json"), &all)?;
+        write_json(&self.out.join("alignment.json"), &Published { out: &self.out, sections: next })?;
         if next < self.sections {
-            let waits = waiting.len();
             let text = format!(
-                "section z = {next} of {} never came; {waits} later ones wait for it. give every serial index once",
-                self.sections
+                "section z = {next} of {} never came; {} later ones wait for it. give every serial index once",
+                self.sections,
+                waiting.0.len()
             );
             return Err(std::io::Error::other(text).into());
         }
         Ok(())
     }
 
-    /// Sections that an earlier run aligned, from z = 0 on.
-    fn done(&self) -> Result<Vec<AlignmentFile>, StopError> {
-        let mut done = Vec::new();
-        for z in 0..self.sections {
-            match read_json(&SectionFiles::new(&self.out, z).alignment())? {
-                Some(file) => done.push(file),
-                None => break,
+    /// How many sections an earlier run aligned, from z = 0 on.
+    fn done(&self) -> Result<u32, StopError> {
+        let there = |z: &u32| SectionFiles::new(&self.out, *z).alignment().is_file();
+        Ok((0..self.sections).take_while(there).count() as u32)
+    }
+
+    /// The newest records of those, as far back as the aligner needs them.
+    fn tail(&self, done: u32) -> Result<Vec<Alignment>, StopError> {
+        let (mut tail, mut kept) = (Vec::new(), 0);
+        for z in (0..done).rev() {
+            if kept == self.config.references {
+                break;
             }
+            let record = alignment_file(&self.out, z)?.record;
+            kept += u32::from(record.kept_as_reference);
+            tail.push(record);
         }
-        Ok(done)
+        tail.reverse();
+        Ok(tail)
     }
 
     fn place(&mut self, aligner: &mut Aligner, section: &Montaged) -> Result<Alignment, StopError> {
@@ -171,6 +183,62 @@ impl AlignBox {
     }
 }
 
+/// Sections that came before their turn, by z; beyond a few only that they did.
+#[derive(Default)]
+struct Waiting(BTreeMap<u32, Option<Montaged>>);
+
+impl Waiting {
+    /// Records kept at hand.
+    const AT_HAND: usize = 8;
+
+    fn insert(&mut self, section: Montaged) {
+        let room = self.0.values().flatten().count() < Self::AT_HAND;
+        self.0.insert(section.plan.serial.0, room.then_some(section));
+    }
+
+    /// That of `z`, where it has come.
+    fn take(&mut self, z: u32, out: &Path) -> Result<Option<Montaged>, StopError> {
+        Ok(match self.0.remove(&z) {
+            Some(None) => {
+                let path = SectionFiles::new(out, z).solved();
+                Some(read_json::<Solved>(&path)?.ok_or_else(|| gone(&path))?.into())
+            }
+            at_hand => at_hand.flatten(),
+        })
+    }
+}
+
+fn alignment_file(out: &Path, z: u32) -> Result<AlignmentFile, StopError> {
+    let path = SectionFiles::new(out, z).alignment();
+    Ok(read_json(&path)?.ok_or_else(|| gone(&path))?)
+}
+
+fn gone(path: &Path) -> std::io::Error {
+    std::io::Error::other(format!("{} was there and is gone; run again with --overwrite", path.display()))
+}
+
+impl Serialize for Published<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut file = serializer.serialize_struct("VolumeAlignment", 2)?;
+        file.serialize_field("direction", "forward")?;
+        file.serialize_field("sections", &Maps(self))?;
+        file.end()
+    }
+}
+
+impl Serialize for Maps<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut maps = serializer.serialize_map(None)?;
+        for z in 0..self.0.sections {
+            let file = alignment_file(self.0.out, z).map_err(S::Error::custom)?;
+            if let Some(map) = &file.map {
+                maps.serialize_entry(&file.section, map)?;
+            }
+        }
+        maps.end()
+    }
+}
+
 /// First `map`, then the volume's first pixel moved to `origin`.
 fn shifted(map: &Map, origin: Xy<f64>) -> Result<Map, StopError> {
     Ok(match map {
@@ -193,5 +261,62 @@ fn unmoved(section: &Montaged) -> Alignment {
         references: Vec::new(),
         stiffness: None,
         drift: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::montage::{Montage, Residual};
+    use kinesin_stream::ids::SectionId;
+    use kinesin_stream::plan::SectionPlan;
+
+    fn section(z: u32) -> Montaged {
+        let (section, serial) = (SectionId(z), SerialIndex(z));
+        let plan = SectionPlan { section, serial, name: format!("s{z}"), version: 0, mfovs: Vec::new() };
+        let montage = Montage {
+            section,
+            serial,
+            stiffness: None,
+            trials: Vec::new(),
+            residual: Residual::default(),
+            pairs: Vec::new(),
+            tiles: Vec::new(),
+        };
+        Montaged { plan: Arc::new(plan), montage: Arc::new(montage), tones: BTreeMap::new() }
+    }
+
+    #[test]
+    fn of_sections_that_wait_a_few_are_held_and_all_come_back_in_their_turn() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let mut waiting = Waiting::default();
+        for z in (0..40).rev() {
+            let m = section(z);
+            let solved = Solved { plan: m.plan.clone(), montage: (*m.montage).clone(), tones: Vec::new() };
+            write_json(&SectionFiles::new(dir.path(), z).solved(), &solved).expect("writes");
+            waiting.insert(m);
+            assert!(waiting.0.values().flatten().count() <= Waiting::AT_HAND);
+        }
+        for z in 0..40 {
+            let back = waiting.take(z, dir.path()).expect("readable").expect("it came");
+            assert_eq!(back.plan.name, format!("s{z}"));
+        }
+        assert!(waiting.take(40, dir.path()).expect("readable").is_none());
+    }
+
+    #[test]
+    fn the_volume_alignment_is_written_section_by_section_as_it_is_read() {
+        let dir = tempfile::tempdir().expect("a folder");
+        for z in 0..3 {
+            let record = unmoved(&section(z));
+            let map = (z != 1).then_some(SectionToVolume(Map::IDENTITY));
+            let file = AlignmentFile { section: format!("s{z}"), z, map, record };
+            write_json(&SectionFiles::new(dir.path(), z).alignment(), &file).expect("writes");
+        }
+        let path = dir.path().join("alignment.json");
+        write_json(&path, &Published { out: dir.path(), sections: 3 }).expect("writes");
+        let read: VolumeAlignment = read_json(&path).expect("reads").expect("there");
+        assert_eq!(read.direction, "forward");
+        assert_eq!(read.sections.keys().collect::<Vec<_>>(), ["s0", "s2"]);
     }
 }

@@ -111,11 +111,20 @@ pub struct EdgesConfig {
     pub records: Bytes,
     /// Decoded tiles kept while a section is rendered, for each of the align and render stages. Default 128 MiB.
     pub tiles: Bytes,
+    /// Sections of which mFOVs or matches are still to come, at a time; their records wait in memory. Default 16: a scope images one
+    /// or two at a time, and late tiles keep a few open. A run that needs more is stopped and says so.
+    pub open_sections: u32,
 }
 
 impl Default for EdgesConfig {
     fn default() -> Self {
         const MIB: u64 = 1 << 20;
-        Self { ingest: Bytes(64 * MIB), inspected: Bytes(64 * MIB), records: Bytes(4 * MIB), tiles: Bytes(128 * MIB) }
+        Self {
+            ingest: Bytes(64 * MIB),
+            inspected: Bytes(64 * MIB),
+            records: Bytes(4 * MIB),
+            tiles: Bytes(128 * MIB),
+            open_sections: 16,
+        }
     }
 }

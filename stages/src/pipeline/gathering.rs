@@ -20,7 +20,7 @@ use crate::publish::SectionFiles;
 /// Counts mFOVs to sections and names pairs. Pairs of a section that an earlier run solved are not matched again. Later versions
 /// of a section go to where published sections are known.
 pub(super) fn work(
-    mut gather: Gather,
+    (mut gather, open_sections): (Gather, u32),
     out: &Path,
     telemetry: &Telemetry,
     (stored, pairs, matched, revisions): (
@@ -43,6 +43,14 @@ pub(super) fn work(
         }
         let (ready, closed) = gather.add((*done).clone())?;
         drop(done);
+        let open = gather.incomplete().count();
+        if open > open_sections as usize {
+            let text = format!(
+                "{open} sections are open at once, with {section} as the last; stages.edges.open_sections allows \
+                 {open_sections}. raise it (a page of memory a tile and section), then run the same command again"
+            );
+            return Err(std::io::Error::other(text).into());
+        }
         if closed.as_ref().is_some_and(|c| c.revision == 0) {
             telemetry.mark(plan.serial.0, Moment::LastTile);
         }

@@ -120,6 +120,9 @@ impl Layout {
                 "stages.edges.records = {has}: the record of a section must fit; raise it to at least {wanted}"
             ));
         }
+        if stages.edges.open_sections == 0 {
+            faults.push("stages.edges.open_sections = 0: no section could begin; use 1 or more, default 16".into());
+        }
         if stages.edges.tiles.0 < 9 * tile {
             let wanted = Bytes(9 * tile);
             faults.push(format!(
@@ -177,8 +180,9 @@ impl Layout {
         let tiles = u64::from(plan.beams) * u64::from(plan.mfovs_per_section);
         let tile = u64::from(plan.tile_px.x) * u64::from(plan.tile_px.y);
         fixed("ledger cache", Ledger::CACHE.0);
-        // Matches and places of all sections, should the first one come last.
-        fixed("records of open sections", tiles * u64::from(plan.sections) * 4096);
+        // Measures, matches and places; as many sections again may wait for an earlier one to be aligned.
+        let open = u64::from(stages.edges.open_sections.min(plan.sections));
+        fixed("records of open sections", 2 * open * tiles * 4096);
         // One more pair at a time where retakes are matched.
         fixed("match working", (self.workers() as u64 + 1) * 2 * tile);
         fixed("align references", Aligner::held_bytes(&stages.align, area));

@@ -65,8 +65,15 @@ impl Montaged {
 /// What a restart needs to go on without matching again.
 #[derive(Serialize, Deserialize)]
 pub(super) struct Solved {
+    pub(super) plan: Arc<SectionPlan>,
     pub(super) montage: Montage,
     pub(super) tones: Vec<(TileKey, Tone)>,
+}
+
+impl From<Solved> for Montaged {
+    fn from(solved: Solved) -> Self {
+        Self { plan: solved.plan, montage: Arc::new(solved.montage), tones: solved.tones.into_iter().collect() }
+    }
 }
 
 /// The point matches of pairs, and how their grey values compare.
@@ -170,17 +177,15 @@ impl MontageBox {
     fn section(&self, closed: Closed, matches: Matches) -> Result<Montaged, StopError> {
         let files = self.files(&closed.plan);
         if let Some(solved) = read_json::<Solved>(&files.solved())? {
-            let tones = solved.tones.into_iter().collect();
-            return Ok(Montaged { plan: closed.plan, montage: Arc::new(solved.montage), tones });
+            return Ok(Montaged { plan: closed.plan, ..solved.into() });
         }
         let pixels = closed.plan.tiles().map(|t| u64::from(t.size.x) * u64::from(t.size.y)).sum();
         let (montage, tones) = self.telemetry.time(StageName::Montage, pixels, || self.solver.solve(&closed, &matches));
-        let solved = Solved { montage, tones: tones.into_iter().collect() };
+        let solved = Solved { plan: closed.plan.clone(), montage, tones: tones.into_iter().collect() };
         self.solver.write(&files, &closed, matches, &solved)?;
         // Last: where this file is, the others are.
         write_json(&files.solved(), &solved)?;
-        let tones = solved.tones.into_iter().collect();
-        Ok(Montaged { plan: closed.plan, montage: Arc::new(solved.montage), tones })
+        Ok(solved.into())
     }
 }
 

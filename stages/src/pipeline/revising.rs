@@ -114,7 +114,7 @@ impl Reviser {
         let (mut montage, mut tones) =
             self.telemetry.time(StageName::Montage, pixels, || self.solver.solve(&closed, &matches));
         let moved = hold(&closed.plan, &before.solved, &mut montage, &mut tones)?;
-        let solved = Solved { montage, tones: tones.into_iter().collect() };
+        let solved = Solved { plan: closed.plan.clone(), montage, tones: tones.into_iter().collect() };
         self.solver.write(&files, &closed, matches, &solved)?;
         write_json(&files.alignment(), &before.alignment)?;
 
@@ -299,7 +299,7 @@ fn touching(plan: &SectionPlan, was: &BTreeSet<TileKey>, now: &BTreeSet<TileKey>
 }
 
 fn placed(plan: &Arc<SectionPlan>, solved: Solved) -> Montaged {
-    Montaged { plan: plan.clone(), montage: Arc::new(solved.montage), tones: solved.tones.into_iter().collect() }
+    Montaged { plan: plan.clone(), ..solved.into() }
 }
 
 /// Lays `new` into the frame of `old` and leaves what hardly moves exactly where it was, with its tone; gives the tiles that
@@ -445,7 +445,11 @@ mod tests {
             pairs: Vec::new(),
             tiles: placed,
         };
-        Solved { montage, tones: tiles.iter().map(|t| (t.key, Tone { gain, offset: 0.0 })).collect() }
+        Solved {
+            plan: Arc::new(plan.clone()),
+            montage,
+            tones: tiles.iter().map(|t| (t.key, Tone { gain, offset: 0.0 })).collect(),
+        }
     }
 
     #[test]
