@@ -1,5 +1,6 @@
 //! `kinesin check`: all faults of a site file, and the memory that a run will take, without side effects.
 
+use kinesin_acquire::admit;
 use kinesin_backpressure::{Budget, Bytes};
 use kinesin_stages::pipeline::Line;
 use kinesin_stream::link::Role;
@@ -22,7 +23,7 @@ pub fn check(args: &CheckArgs, as_json: bool) -> Result<Outcome, Failure> {
         let problems: Vec<Problem> = faults.into_iter().map(|text| Problem { place: "stages".into(), text }).collect();
         Failure::Input(told(&args.site, &problems))
     })?;
-    enter_link(&site, &budget);
+    enter_scope(&site, &plan, &budget);
     let layout = line.layout();
     let shape = layout.image.shape;
     if as_json {
@@ -32,6 +33,7 @@ pub fn check(args: &CheckArgs, as_json: bool) -> Result<Outcome, Failure> {
             "labels": layout.labels().map(|(shape, size)| json!({"shape_zyx": shape, "voxel_size_nm_zyx": size})),
             "budget_bytes": budget.total().0,
             "lines": budget.lines(),
+            "spool_bytes": site.spool.capacity.0,
         });
         println!("{report:#}");
         return Ok(Outcome::Complete);
@@ -57,20 +59,33 @@ pub fn check(args: &CheckArgs, as_json: bool) -> Result<Outcome, Failure> {
     }
     println!("  {:<28} {:>12}", "total", budget.total().to_string());
     println!("\nat full rate {}", ingest(&plan));
+    println!("spool on disk {}{}", site.spool.capacity, outage(&site, &plan));
     Ok(Outcome::Complete)
 }
 
-/// The link's lines, as `run` enters them when it opens the link.
-fn enter_link(site: &SiteFile, budget: &Budget) {
+/// The lines of the link and of admission, as `run` enters them when it opens the two.
+fn enter_scope(site: &SiteFile, plan: &RunPlan, budget: &Budget) {
     for role in [Role::Head, Role::Scope] {
         for (name, bytes) in site.link.settings.budget_lines(role) {
             budget.fixed(name, bytes);
         }
     }
-    budget.fixed("unacknowledged mFOVs", site.link.unacknowledged);
     if let Some(throttle) = &site.instrument.throttle {
         throttle.enter(budget);
     }
+    for (name, bytes) in admit::budget_lines(plan, site.spool.capacity) {
+        budget.fixed(name, bytes);
+    }
+}
+
+/// How long the scope can go on without the head.
+fn outage(site: &SiteFile, plan: &RunPlan) -> String {
+    let mfovs = plan.peak_tiles_per_second / f64::from(plan.beams.max(1));
+    let rate = mfovs * admit::mfov_bytes(plan).0 as f64;
+    if rate <= 0.0 {
+        return String::new();
+    }
+    format!(", an outage of {:.0} s at full rate", site.spool.capacity.0 as f64 / rate)
 }
 
 fn ingest(plan: &RunPlan) -> String {

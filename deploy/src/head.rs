@@ -8,20 +8,21 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use kinesin_acquire::admit::{self, AdmitConfig, AdmitSummary};
 use kinesin_acquire::throttle::Throttled;
-use kinesin_backpressure::{Budget, Bytes};
+use kinesin_backpressure::Budget;
+use kinesin_backpressure::governor::Rung;
 use kinesin_sim::scope::Scene;
 use kinesin_stages::archive::Archive;
 use kinesin_stages::pipeline::{Factories, FloodMeter, Gate, Line, LineConfig, Moment, Source, Telemetry};
 use kinesin_stages::runtime::ChosenProvider;
 use kinesin_stream::ledger::{Filter, Ledger, LedgerError, PlanDigest, State};
-use kinesin_stream::link::{Head, HeadConfig, HeadSummary, Keys, ScopeConfig};
+use kinesin_stream::link::{Head, HeadConfig, HeadSummary, Keys};
 use kinesin_stream::plan::RunPlan;
 use kinesin_stream::runner::{RunError, Runner, StopHandle};
 use tokio::runtime::Runtime as Tokio;
 
 use crate::cli::RunArgs;
 use crate::events::EventLog;
-use crate::govern::{GovernSection, GovernThread, Governed, GovernorReport};
+use crate::govern::{GovernSection, GovernThread, Governed, GovernorReport, spool_reading};
 use crate::instrument::Opened;
 use crate::outcome::{Failure, Outcome};
 use crate::progress::Progress;
@@ -48,7 +49,7 @@ pub(crate) struct HeadSide {
     meter: Arc<FloodMeter>,
     govern: GovernSection,
     gate: Arc<Gate>,
-    events: Arc<EventLog>,
+    pub(crate) events: Arc<EventLog>,
     thread: Option<GovernThread>,
     governed: GovernorReport,
 }
@@ -151,6 +152,9 @@ impl HeadSide {
         let tiles = tile * u64::from(plan.beams) * u64::from(plan.mfovs_per_section);
         let (budget, telemetry, gate) = (self.budget.clone(), self.telemetry.clone(), self.gate.clone());
         let ledger = self.ledger.clone();
+        let status = self.head.as_ref().map(Head::status_reader);
+        let mfov = admit::mfov_bytes(plan).0;
+        let spool = Box::new(move || Some(spool_reading(&status.as_ref()?()?, mfov, Rung::StitchOnly)));
         Governed {
             config: self.govern.clone(),
             on: self.govern.is_on(plan),
@@ -160,7 +164,7 @@ impl HeadSide {
             telemetry: self.telemetry.clone(),
             gate: self.gate.clone(),
             events: self.events.clone(),
-            spool: Box::new(|| None),
+            spool,
             sample: Box::new(move || {
                 metrics::line(&budget, &telemetry, &gate);
                 if let Ok(c) = ledger.counts() {
@@ -174,12 +178,10 @@ impl HeadSide {
     pub(crate) fn admit(
         &self,
         instrument: Throttled<Opened>,
-        scope: ScopeConfig,
-        unacknowledged: Bytes,
+        config: AdmitConfig,
     ) -> tokio::task::JoinHandle<Result<AdmitSummary, admit::AdmitError>> {
         let (handle, budget) = (self.tokio.handle().clone(), self.budget.clone());
         let (run, stop) = (self.runner.token("admit"), self.runner.stop_handle());
-        let config = AdmitConfig { link: scope, unacknowledged };
         self.tokio.spawn(async move {
             let hook = instrument.monitor();
             let sent = admit::admit(instrument, &handle, &budget, run, config).await;

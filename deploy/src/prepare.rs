@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use kinesin_acquire::admit::mfov_bytes;
 use kinesin_backpressure::Bytes;
 use kinesin_stages::model::{Model, shipped, shipped_names};
 use kinesin_stages::pipeline::{Factories, LineConfig, Nominal as Without};
@@ -53,14 +54,13 @@ pub fn line(site: &SiteFile, plan: &RunPlan, out: &Path, nominal: &[Nominal]) ->
     })
 }
 
-/// Whether the scope's side can hold the mFOVs that are open at a time.
+/// Whether the spool can hold the mFOVs that are open at a time.
 pub fn room(site: &SiteFile, plan: &RunPlan) -> Result<(), Failure> {
-    let tile = (u64::from(plan.tile_px.x) * u64::from(plan.tile_px.y)).next_multiple_of(4096);
-    let wanted = Bytes(2 * tile * u64::from(plan.beams));
-    if site.link.unacknowledged < wanted {
-        let has = site.link.unacknowledged;
+    let wanted = Bytes(2 * mfov_bytes(plan).0);
+    if site.spool.capacity < wanted {
+        let has = site.spool.capacity;
         return Err(Failure::Input(format!(
-            "link.unacknowledged = {has}: two mFOVs of {} beams must fit; raise it to at least {wanted}",
+            "spool.capacity = {has}: two mFOVs of {} beams must fit; raise it to at least {wanted}",
             plan.beams
         )));
     }
@@ -130,7 +130,8 @@ pub fn apart(input: &Path, out: &Path) -> Result<(), Failure> {
 
 /// Files and folders that a run makes in its folder: what `--overwrite` removes, and nothing else.
 /// What tells whose results they are goes last, so that a removal cut short never leaves results of another run.
-const MADE: [&str; 10] = [
+const MADE: [&str; 11] = [
+    "spool",
     "volume",
     "sections",
     "archive",

@@ -4,16 +4,21 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use kinesin_acquire::admit::{self, AdmitConfig, AdmitSummary};
+use kinesin_acquire::admit::{self, AdmitConfig, AdmitSummary, OnEvent};
 use kinesin_acquire::throttle::{Throttled, to_log};
-use kinesin_backpressure::{Budget, Bytes};
+use kinesin_backpressure::Budget;
+use kinesin_backpressure::spool::SpoolError;
 use kinesin_stream::ledger::PlanDigest;
 use kinesin_stream::link::{Keys, LinkError, Role, ScopeConfig, make_keys};
+use kinesin_stream::plan::RunPlan;
 use kinesin_stream::runner::Runner;
 use tokio::runtime::Runtime as Tokio;
 
 use crate::cli::{KeysArgs, RunArgs, SideArgs};
+use crate::events::{self, Event};
+use crate::govern::{ScopeGovernor, announced};
 use crate::head::{HeadSide, interrupts, tokio};
 use crate::instrument::Opened;
 use crate::outcome::{Failure, Outcome};
@@ -50,15 +55,19 @@ pub fn run(args: &RunArgs, as_json: bool) -> Result<Outcome, Failure> {
     let mut head = HeadSide::open(&site, args, &out, &instrument.plan())?;
     let keys = link_keys(&site, &out)?;
     let address = head.listen(&site, Keys::load(&keys, Role::Head).map_err(Failure::input)?)?;
-    let scope = scope_config(address, &keys, head.acquisition, &site)?;
+    let mut scope = scope_config(address, &keys, head.acquisition, &site, Some(&out))?;
+    let (log, to) = (head.events.clone(), head.events.clone());
+    scope.on_event = OnEvent::new(move |event| announced(event).into_iter().for_each(|e| log.note(e)));
+    let _governor = govern(&site, &instrument.plan(), &head.tokio, &mut scope, move |event| to.note(event));
     let instrument = instrument.throttled(&site, &head.budget, head.tokio.handle(), to_log())?;
     head.start()?;
-    let admitted = head.admit(instrument, scope, site.link.unacknowledged);
+    let admitted = head.admit(instrument, scope);
     let progress = head.progress(as_json);
     let ended = head.end();
     drop(progress);
     let admitted = head.tokio.block_on(admitted);
     let sent = match (ended, admitted) {
+        (_, Ok(Err(error))) if is_input(&error) => return Err(Failure::input(error)),
         // The cause is where the line stopped; the scope only lost its link.
         (Err(error), _) => return Err(Failure::fault(error)),
         (Ok(()), Ok(Ok(sent))) => sent,
@@ -93,13 +102,16 @@ pub fn send(args: &SideArgs, as_json: bool) -> Result<Outcome, Failure> {
     let instrument = Opened::open(&site)?;
     let plan = instrument.plan();
     let address: SocketAddr = site.link.address.parse().map_err(Failure::input)?;
-    let scope = scope_config(address, &keys, prepare::acquisition(&site, &plan), &site)?;
+    prepare::room(&site, &plan)?;
+    let mut scope = scope_config(address, &keys, prepare::acquisition(&site, &plan), &site, site.out.as_deref())?;
+    scope.on_event = OnEvent::new(|event| announced(event).iter().for_each(events::tell));
     let budget = Budget::new();
     let runner = Runner::new(&budget);
     let tokio = tokio()?;
     interrupts(&tokio, runner.stop_handle());
+    let _governor = govern(&site, &plan, &tokio, &mut scope, |event| events::tell(&event));
     let instrument = instrument.throttled(&site, &budget, tokio.handle(), to_log())?;
-    let sent = tokio.block_on(ship(instrument, &tokio, &budget, &runner, scope, site.link.unacknowledged));
+    let sent = tokio.block_on(ship(instrument, &tokio, &budget, &runner, scope));
     let sent = match sent {
         Ok(sent) => sent,
         Err(error) => return Err(if is_input(&error) { Failure::input(error) } else { Failure::fault(error) }),
@@ -118,12 +130,15 @@ pub fn send(args: &SideArgs, as_json: bool) -> Result<Outcome, Failure> {
 /// Trust and addresses are the user's to mend; the rest is a fault.
 fn is_input(error: &admit::AdmitError) -> bool {
     use admit::AdmitError as E;
-    matches!(
-        error,
+    let spool = |e: &SpoolError| !matches!(e, SpoolError::Io { .. } | SpoolError::Damaged { .. });
+    match error {
         E::Link(
-            LinkError::Keys { .. } | LinkError::NotTrusted { .. } | LinkError::Refused { .. } | LinkError::Bind { .. }
+            LinkError::Keys { .. } | LinkError::NotTrusted { .. } | LinkError::Refused { .. } | LinkError::Bind { .. },
         )
-    )
+        | E::SpoolTooSmall { .. } => true,
+        E::Spool(error) | E::Link(LinkError::Spool(error)) => spool(error),
+        _ => false,
+    }
 }
 
 /// Keys where the site file says, or in the results' folder, made when missing.
@@ -146,9 +161,35 @@ fn configured_keys(site: &SiteFile) -> Result<PathBuf, Failure> {
     })
 }
 
-fn scope_config(head: SocketAddr, keys: &Path, digest: PlanDigest, site: &SiteFile) -> Result<ScopeConfig, Failure> {
+fn scope_config(
+    head: SocketAddr,
+    keys: &Path,
+    digest: PlanDigest,
+    site: &SiteFile,
+    out: Option<&Path>,
+) -> Result<AdmitConfig, Failure> {
     let keys = Keys::load(keys, Role::Scope).map_err(Failure::input)?;
-    Ok(ScopeConfig { head, keys, digest, settings: site.link.settings.clone() })
+    let link = ScopeConfig { head, keys, digest, settings: site.link.settings.clone() };
+    let spool = site.spool.open(out, digest)?;
+    Ok(AdmitConfig { link, spool, on_event: OnEvent::default(), pace: None, status: None })
+}
+
+/// Has the spool's fill decide how fast the instrument goes, where the ladder is on.
+fn govern(
+    site: &SiteFile,
+    plan: &RunPlan,
+    tokio: &Tokio,
+    scope: &mut AdmitConfig,
+    tell: impl Fn(Event) + Send + 'static,
+) -> Option<ScopeGovernor> {
+    if !site.govern.is_on(plan) {
+        return None;
+    }
+    let tick = Duration::from_secs_f64(site.govern.tick_seconds);
+    let mfov = admit::mfov_bytes(plan).0;
+    let governor = ScopeGovernor::start(tokio.handle(), site.govern.ladder.clone(), tick, mfov, tell);
+    (scope.pace, scope.status) = (Some(governor.pace.clone()), Some(governor.status.clone()));
+    Some(governor)
 }
 
 async fn ship(
@@ -156,10 +197,8 @@ async fn ship(
     tokio: &Tokio,
     budget: &Budget,
     runner: &Runner,
-    scope: ScopeConfig,
-    unacknowledged: Bytes,
+    config: AdmitConfig,
 ) -> Result<AdmitSummary, admit::AdmitError> {
-    let config = AdmitConfig { link: scope, unacknowledged };
     let (handle, run) = (tokio.handle(), runner.token("admit"));
     let hook = instrument.monitor();
     let sent = admit::admit(instrument, handle, budget, run, config).await;

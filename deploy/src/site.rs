@@ -5,6 +5,7 @@
 //! out = "runs/demo"              # where results go, unless --out says otherwise
 //! [instrument.sim]               # or [instrument.recorded] path = "..."
 //! [link]                         # address, keys
+//! [spool]                        # folder, capacity
 //! [stages.match] [stages.montage] [stages.align] [stages.render] [stages.mask] [stages.segment] ...
 //! ```
 //! Every key has a default that is documented at its field; unknown keys are refused; all mistakes are told at once.
@@ -13,9 +14,11 @@ use std::path::{Path, PathBuf};
 
 use kinesin_acquire::throttle::ThrottleConfig;
 use kinesin_backpressure::Bytes;
+use kinesin_backpressure::spool::SpoolConfig;
 use kinesin_sim::scope::SimConfig;
 use kinesin_stages::pipeline::StagesConfig;
-use kinesin_stream::link::LinkSettings;
+use kinesin_stream::ledger::PlanDigest;
+use kinesin_stream::link::{LARGEST_DATAGRAM, LinkSettings};
 use serde::{Deserialize, Serialize};
 
 use crate::cli::Tune;
@@ -36,6 +39,8 @@ pub struct SiteFile {
     pub instrument: InstrumentConfig,
     /// The link between microscope and head.
     pub link: LinkConfig,
+    /// Where the microscope's side keeps tiles until the head has them.
+    pub spool: SpoolSettings,
     /// What the head does with them.
     pub stages: StagesConfig,
     /// Threads and providers.
@@ -82,20 +87,44 @@ pub struct LinkConfig {
     pub address: String,
     /// Folder of the keys that `kinesin keys` makes. Default: `keys` in the results' folder, made when missing (by `run` only).
     pub keys: Option<PathBuf>,
-    /// Bytes of tiles that the scope side keeps until the head says that they are durable. Default 256 MiB.
-    pub unacknowledged: Bytes,
     /// Windows, streams and times.
     pub settings: LinkSettings,
 }
 
 impl Default for LinkConfig {
     fn default() -> Self {
-        Self {
-            address: "127.0.0.1:0".into(),
-            keys: None,
-            unacknowledged: Bytes(256 << 20),
-            settings: LinkSettings::default(),
-        }
+        Self { address: "127.0.0.1:0".into(), keys: None, settings: LinkSettings::default() }
+    }
+}
+
+/// `[spool]`: tiles on the disk of the microscope's computer, from the moment they are taken to their durable receipt.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SpoolSettings {
+    /// A folder of its own, on a local disk. Default: `spool` in the results' folder (`out`; `run` also takes `--out`).
+    pub folder: Option<PathBuf>,
+    /// Bytes that it may take on that disk. Default 8 GiB, which any disk has: set it to the outage to be survived times the
+    /// rate of the scope; `kinesin check` prints the time. When it is full the scope is held.
+    pub capacity: Bytes,
+    /// Bytes of a file of it. Default 256 MiB: what was sent is deleted file by file, and a file is long enough to be written
+    /// and read at the disk's full speed. At most an eighth of the capacity is used.
+    pub segment: Bytes,
+}
+
+impl Default for SpoolSettings {
+    fn default() -> Self {
+        Self { folder: None, capacity: Bytes::gib(8), segment: Bytes::mib(256) }
+    }
+}
+
+impl SpoolSettings {
+    /// The spool of this run; `out` is the folder of the results, where there is one.
+    pub fn open(&self, out: Option<&Path>, digest: PlanDigest) -> Result<SpoolConfig, Failure> {
+        let folder = self.folder.clone().or_else(|| Some(out?.join("spool")));
+        let folder = folder.ok_or_else(|| {
+            Failure::Input("spool.folder: tiles must be kept on this machine until the head has them; set spool.folder = \"DIR\" or out = \"DIR\" in the site file".into())
+        })?;
+        Ok(SpoolConfig { folder, capacity: self.capacity, segment: self.segment, identity: digest.0 })
     }
 }
 
@@ -207,6 +236,18 @@ impl SiteFile {
         }
         if self.link.settings.streams == 0 {
             say("link.settings.streams", "0 lets no tile through\nuse 1 or more, default 4".into());
+        }
+        let settings = &self.link.settings;
+        if !(1200..=LARGEST_DATAGRAM).contains(&settings.datagram) {
+            let text =
+                format!("{} bytes\nuse 1200 to {LARGEST_DATAGRAM}, default {LARGEST_DATAGRAM}", settings.datagram);
+            say("link.settings.datagram", text);
+        }
+        if settings.stall_seconds.is_nan() || settings.stall_seconds <= 0.0 {
+            say("link.settings.stall_seconds", "no time to answer in\nuse seconds above 0, default 30".into());
+        }
+        if self.spool.segment.0 == 0 {
+            say("spool.segment", "0 bytes\nuse \"1 MiB\" or more, default \"256 MiB\"".into());
         }
         if let Some(sim) = &self.instrument.sim {
             sim.faults().into_iter().for_each(|text| say("instrument.sim", text));

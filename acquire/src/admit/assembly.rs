@@ -1,12 +1,10 @@
-//! One mFOV while its tiles come, in any order and possibly again.
+//! One mFOV while its tiles come, in any order and possibly again. The pixels are in the spool.
 
 use std::collections::BTreeMap;
 
-use kinesin_backpressure::{Bytes, Credit};
 use kinesin_stream::ids::TileKey;
-use kinesin_stream::ledger::ContentHash;
-use kinesin_stream::link::{Frame, Shipment};
-use kinesin_stream::pixels::Pixels;
+use kinesin_stream::ledger::{ContentHash, Duplicates};
+use kinesin_stream::link::{KeptTile, Manifest};
 use kinesin_stream::plan::MfovPlan;
 use kinesin_stream::tile::Reason;
 
@@ -15,50 +13,64 @@ use kinesin_stream::tile::Reason;
 pub(super) struct Assembly {
     tiles: BTreeMap<TileKey, Held>,
     lost: BTreeMap<TileKey, Reason>,
-    credits: Vec<Credit>,
 }
 
 #[derive(Debug)]
 struct Held {
-    pixels: Pixels,
-    hash: ContentHash,
-    /// Contents of the others of this key.
-    again: Vec<ContentHash>,
+    tile: KeptTile,
+    /// How often others of this key came, by content.
+    again: BTreeMap<ContentHash, u64>,
+    /// From a run before: an instrument that gives it once more does not repeat itself.
+    restored: bool,
 }
 
 /// What a tile is to the assembly.
+#[derive(Debug, PartialEq, Eq)]
 pub(super) enum Taken {
-    /// The first of its key: lease, then [`Assembly::add`].
+    /// The first of its key: spool it, then [`Assembly::add`].
     New,
+    /// It comes once more after a restart: nothing to do.
+    Restored,
     /// Another of its key: noted, and nothing more to do.
     Again,
+    /// Another of its key whose content is to be kept instead of that of the first, which was noted: spool it, then
+    /// [`Assembly::add`].
+    Better,
 }
 
 impl Assembly {
-    /// Notes a tile that came before. Of different contents the one with the smaller hash is kept, so that the order in
-    /// which they come does not matter; it takes the place and the lease of the other.
-    pub(super) fn repeated(&mut self, key: TileKey, pixels: &Pixels, hash: ContentHash) -> Taken {
+    /// What a run before left of it.
+    pub(super) fn restored(tiles: BTreeMap<TileKey, KeptTile>) -> Self {
+        let held = |tile| Held { tile, again: BTreeMap::new(), restored: true };
+        Self { tiles: tiles.into_iter().map(|(key, tile)| (key, held(tile))).collect(), lost: BTreeMap::new() }
+    }
+
+    /// Judges a tile, and notes one that came before. Of different contents the one with the smaller hash is kept, so that the
+    /// order in which they come does not matter.
+    pub(super) fn judge(&mut self, key: TileKey, hash: ContentHash) -> Taken {
         let Some(held) = self.tiles.get_mut(&key) else { return Taken::New };
-        if hash < held.hash {
+        if std::mem::take(&mut held.restored) && held.tile.hash == hash {
+            return Taken::Restored;
+        }
+        let better = hash < held.tile.hash;
+        *held.again.entry(if better { held.tile.hash } else { hash }).or_default() += 1;
+        if better {
             tracing::warn!(%key, "came twice with different content; the one with the smaller hash is kept");
-            held.again.push(std::mem::replace(&mut held.hash, hash));
-            held.pixels = pixels.clone();
-        } else {
-            held.again.push(hash);
+            return Taken::Better;
         }
         Taken::Again
     }
 
-    /// Takes the first tile of a key. Pixels win over the news of a loss.
-    pub(super) fn add(&mut self, key: TileKey, pixels: Pixels, hash: ContentHash, credit: Credit) {
+    /// Takes a tile that is in the spool; gives back the one whose place it took. Pixels win over the news of a loss.
+    pub(super) fn add(&mut self, key: TileKey, tile: KeptTile) -> Option<KeptTile> {
         self.lost.remove(&key);
-        self.tiles.insert(key, Held { pixels, hash, again: Vec::new() });
-        self.credits.push(credit);
-    }
-
-    /// Memory that its tiles hold.
-    pub(super) fn held(&self) -> Bytes {
-        self.credits.iter().map(Credit::bytes).sum()
+        match self.tiles.get_mut(&key) {
+            Some(held) => Some(std::mem::replace(&mut held.tile, tile)),
+            None => {
+                self.tiles.insert(key, Held { tile, again: BTreeMap::new(), restored: false });
+                None
+            }
+        }
     }
 
     /// Notes a loss. Of several reasons the smallest text is kept, whatever the order.
@@ -73,20 +85,22 @@ impl Assembly {
     }
 
     /// The whole mFOV in key order; what is missing is lost because `why`.
-    pub(super) fn shipment(mut self, mfov: &MfovPlan, why: &str) -> Shipment {
-        let mut frames = Vec::with_capacity(mfov.tiles.len());
+    pub(super) fn manifest(mut self, mfov: &MfovPlan, why: &str) -> Manifest {
+        let mut manifest = Manifest::default();
         for (key, held) in &self.tiles {
-            frames.extend(held.again.iter().map(|hash| Frame::Again { key: *key, same: *hash == held.hash }));
+            let mut count = Duplicates::default();
+            for (hash, times) in &held.again {
+                *(if *hash == held.tile.hash { &mut count.same } else { &mut count.other }) += times;
+            }
+            if count != Duplicates::default() {
+                manifest.repeated.push((*key, count));
+            }
         }
         for planned in &mfov.tiles {
             let key = planned.key;
-            if let Some(held) = self.tiles.remove(&key) {
-                frames.push(Frame::Tile { key, pixels: held.pixels, hash: held.hash });
-            } else {
-                let reason = self.lost.remove(&key).unwrap_or_else(|| Reason::NotAcquired(why.to_owned()));
-                frames.push(Frame::Lost { key, reason });
-            }
+            let lost = || self.lost.remove(&key).unwrap_or_else(|| Reason::NotAcquired(why.to_owned()));
+            manifest.tiles.push((key, self.tiles.get(&key).map(|held| held.tile).ok_or_else(lost)));
         }
-        Shipment { mfov: mfov.id, frames, credits: self.credits }
+        manifest
     }
 }

@@ -1,41 +1,55 @@
-//! Takes what an instrument gives and sends it over the link, mFOV by mFOV.
+//! Takes what an instrument gives into the spool, tile by tile, and has it sent mFOV by mFOV.
 //!
 //! ```text
-//! Instrument ─► decode, check against the plan ─► lease ─► open mFOV ── MfovEnds ─► shipment ═► head
-//!      ▲                                            │                                  │
-//!      └─ Hold while there is no room; Go after ────┘◄───── receipt: bytes given back ─┘
+//! Instrument ─► decode, check against the plan ─► spool ── MfovEnds ─► end, sync ─► Kept ─► link ═► head
+//!      ▲                                            │                                          │
+//!      └─ Hold while there is no room; Go after ────┘◄────── receipt: released from the spool ─┘
 //! ```
-//! Whatever is not acknowledged stays in memory under one line of the budget. When that is full the instrument is held and
-//! not asked for more. Of tiles that come twice one is sent and the others are counted; of a promised tile that does not come,
-//! or comes unreadable or in another size, the loss is sent. So each mFOV that leaves here is whole.
+//! In memory is one tile and the ids of what is in the spool, whatever the length of an outage. When the spool is full the
+//! instrument is held and not asked for more; one that cannot be held loses tiles, which is announced before. Of tiles that
+//! come twice one is sent and the others are counted; of a promised tile that does not come, or comes unreadable or in another
+//! size, the loss is sent. So each mFOV that leaves here is whole.
+//!
+//! *Restart.* What the spool holds from a run before is sent; mFOVs that are whole there, or durable at the head, are skipped;
+//! of those that were open the tiles are taken as given.
 
+mod admission;
 mod assembly;
+mod event;
+mod room;
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::collections::BTreeSet;
+use std::time::Duration;
 
-use kinesin_backpressure::{Budget, Bytes, Credit, Pool};
-use kinesin_stream::ids::{MfovId, SectionId, TileKey};
-use kinesin_stream::ledger::ContentHash;
-use kinesin_stream::link::{LinkError, Scope, ScopeConfig, ScopeSummary};
-use kinesin_stream::pixels::Pixels;
-use kinesin_stream::plan::{PlannedTile, RunPlan, SectionPlan};
+use kinesin_backpressure::governor::Pace;
+use kinesin_backpressure::spool::{SpoolConfig, SpoolError};
+use kinesin_backpressure::{Budget, Bytes};
+use kinesin_stream::ids::SectionId;
+use kinesin_stream::link::{LinkError, Scope, ScopeConfig, ScopeStatus, ScopeSummary, TileSpool};
+use kinesin_stream::plan::RunPlan;
 use kinesin_stream::runner::RunToken;
-use kinesin_stream::tile::Reason;
 use tokio::runtime::Handle;
+use tokio::sync::watch;
+use tokio::task::block_in_place;
 
-use crate::decode::decode;
-use crate::instrument::{Command, Event, Instrument, InstrumentError, RawImage, RawTile};
-use assembly::{Assembly, Taken};
+use crate::instrument::{Command, Instrument, InstrumentError};
+use admission::Admission;
+
+pub use event::{AdmitEvent, OnEvent};
 
 /// What admission needs.
 #[derive(Clone, Debug)]
 pub struct AdmitConfig {
     /// Whom to call.
     pub link: ScopeConfig,
-    /// Memory for tiles without a receipt. At least the mFOVs that the instrument has open at a time and one more.
-    pub unacknowledged: Bytes,
+    /// Where tiles are kept until their receipt.
+    pub spool: SpoolConfig,
+    /// Is told when the instrument is held for want of room, and before tiles are lost.
+    pub on_event: OnEvent,
+    /// How fast the instrument shall go, by whoever governs it; full speed where there is nobody. A full spool holds it whatever this says.
+    pub pace: Option<watch::Receiver<Pace>>,
+    /// Where the scope's status is put, several times a second, for whoever governs.
+    pub status: Option<watch::Sender<ScopeStatus>>,
 }
 
 /// What was admitted.
@@ -51,8 +65,10 @@ pub struct AdmitSummary {
     pub duplicates: u64,
     /// Tiles that no plan promised.
     pub foreign: u64,
-    /// Tiles of mFOVs that the head had from an earlier run.
+    /// Tiles that came although the head or the spool had their mFOV whole from an earlier run.
     pub already_durable: u64,
+    /// Tiles that were lost because there was no room and the instrument could not be held.
+    pub no_room: u64,
 }
 
 /// Why admission ended early.
@@ -64,11 +80,14 @@ pub enum AdmitError {
     /// The instrument failed.
     #[error(transparent)]
     Instrument(#[from] InstrumentError),
-    /// All memory is taken by mFOVs that are not whole, so that waiting would never end.
+    /// The spool failed.
+    #[error(transparent)]
+    Spool(#[from] SpoolError),
+    /// The spool is taken by mFOVs that are not whole, so that waiting would never end.
     #[error(
-        "{open} mFOVs are open at once and fill all of {capacity} for unacknowledged tiles; raise it to at least {needed}"
+        "{open} mFOVs are open at once and fill the spool of {capacity}; raise spool.capacity to at least \"{needed}\""
     )]
-    TooLittleMemory {
+    SpoolTooSmall {
         /// mFOVs of which tiles are still to come.
         open: usize,
         /// What may be held.
@@ -86,12 +105,29 @@ pub enum AdmitError {
     },
 }
 
-/// Sections that are kept at hand after their end, for tiles that come again.
-const SECTIONS: usize = 8;
+/// Bytes that an mFOV of this plan takes in the spool, at most.
+pub fn mfov_bytes(plan: &RunPlan) -> Bytes {
+    // A header, a frame and what rounding takes; in the table at the end as much again.
+    const AROUND: u64 = 320;
+    Bytes((tile_bytes(plan) + AROUND) * u64::from(plan.beams) + AROUND)
+}
+
+/// Lines that admission enters into the budget: for the sheet of `kinesin check`.
+pub fn budget_lines(plan: &RunPlan, spool: Bytes) -> [(&'static str, Bytes); 2] {
+    // The file as read and its pixels.
+    let tile = Bytes(2 * tile_bytes(plan));
+    // Entries of the spool, the link and the section, for each mFOV that fits.
+    const ENTRY: u64 = 512;
+    [("tile in hand", tile), ("spool index", Bytes(ENTRY * spool.0.div_ceil(mfov_bytes(plan).0.max(1))))]
+}
+
+fn tile_bytes(plan: &RunPlan) -> u64 {
+    u64::from(plan.tile_px.x) * u64::from(plan.tile_px.y)
+}
 
 /// Runs the instrument to its end and waits for every receipt.
 ///
-/// Cancel safety: dropping it hangs up; what has no receipt is sent by the next run.
+/// Cancel safety: dropping it hangs up; what has no receipt is in the spool, and sent by the next run.
 pub async fn admit<I: Instrument>(
     mut instrument: I,
     runtime: &Handle,
@@ -99,226 +135,52 @@ pub async fn admit<I: Instrument>(
     run: RunToken,
     config: AdmitConfig,
 ) -> Result<AdmitSummary, AdmitError> {
-    let pool = Pool::new(budget, "unacknowledged mFOVs", config.unacknowledged);
-    let (scope, durable) = Scope::connect(runtime, budget, run.clone(), config.link).await?;
-    for mfov in &durable {
+    let plan = instrument.plan().clone();
+    for (name, bytes) in budget_lines(&plan, config.spool.capacity) {
+        budget.fixed(name, bytes);
+    }
+    let (tiles, restored) = block_in_place(|| TileSpool::open(config.spool.clone()))?;
+    let observer = config.on_event.clone();
+    tiles.spool().observe(move |event| observer.tell(&AdmitEvent::Spool(event)));
+    let scope = Scope::start(runtime, budget, run.clone(), config.link.clone(), tiles.clone(), &restored.whole)?;
+    let whole: BTreeSet<_> = restored.whole.iter().map(|s| s.mfov).collect();
+    for mfov in &whole {
+        tell(&mut instrument, Command::Kept(*mfov)).await?;
         tell(&mut instrument, Command::Skip(*mfov)).await?;
     }
-    let plan = instrument.plan().clone();
-    let mut admission = Admission {
-        scope,
-        pool,
-        plan,
-        durable,
-        sections: VecDeque::new(),
-        open: BTreeMap::new(),
-        summary: AdmitSummary::default(),
-    };
-    loop {
-        let event = tokio::select! {
-            event = instrument.next() => event?,
-            () = admission.scope.closed() => return admission.finish().await,
-        };
-        let Some(event) = event else { break };
-        if !admission.take(event, &mut instrument).await? {
-            // The link has ended while there was no room; its error says why.
-            return admission.finish().await;
-        }
-        run.count(1, Duration::ZERO);
-    }
-    while let Some(section) = admission.sections.front().map(|s| s.plan.section) {
-        admission.end_section(section);
-        admission.sections.pop_front();
+    let _status = config.status.clone().map(|to| report_status(runtime, &scope, to));
+    let mut admission = Admission::new(config, scope, tiles, plan, whole, restored.open)?;
+    let ended = admission.run(&mut instrument, &run).await?;
+    if ended {
+        admission.end(&mut instrument).await?;
     }
     admission.finish().await
 }
 
-struct Admission {
-    scope: Scope,
-    pool: Pool,
-    plan: RunPlan,
-    /// What the head had when we called.
-    durable: BTreeSet<MfovId>,
-    sections: VecDeque<Section>,
-    open: BTreeMap<MfovId, Assembly>,
-    summary: AdmitSummary,
-}
+/// A task that ends with this.
+struct Reporting(tokio::task::JoinHandle<()>);
 
-struct Section {
-    plan: Arc<SectionPlan>,
-    /// Those that were shipped, or were durable before.
-    over: BTreeSet<MfovId>,
-}
-
-impl Admission {
-    /// Handles an event; `false` once the link has ended.
-    async fn take<I: Instrument>(&mut self, event: Event, instrument: &mut I) -> Result<bool, AdmitError> {
-        match event {
-            Event::SectionBegins(plan) | Event::SectionAmended(plan) => self.begin_section(plan),
-            Event::MfovBegins(id) => {
-                self.section(id.section, "MfovBegins")?;
-            }
-            Event::Tile(tile) => return self.tile(tile, instrument).await,
-            Event::TileLost(key, reason) => self.lost(key, reason),
-            Event::MfovEnds(id) => {
-                self.section(id.section, "MfovEnds")?;
-                self.ship(id, "the instrument ended the mFOV without it");
-            }
-            Event::SectionEnds(section) => {
-                self.section(section, "SectionEnds")?;
-                self.end_section(section);
-            }
-        }
-        Ok(true)
-    }
-
-    fn begin_section(&mut self, plan: Arc<SectionPlan>) {
-        self.scope.section(plan.clone(), &self.durable);
-        let over = plan.mfovs.iter().map(|m| m.id).filter(|id| self.durable.contains(id)).collect();
-        // Oldest first; one that is still open stays.
-        let whole = |s: &Section| s.over.len() == s.plan.mfovs.len();
-        while self.sections.len() >= SECTIONS && self.sections.front().is_some_and(whole) {
-            self.sections.pop_front();
-        }
-        self.sections.push_back(Section { plan, over });
-    }
-
-    async fn tile<I: Instrument>(&mut self, tile: RawTile, instrument: &mut I) -> Result<bool, AdmitError> {
-        let key = tile.key;
-        let Some(promised) = self.promised(key) else {
-            tracing::warn!(%key, "a tile that no plan promised; not sent");
-            self.summary.foreign += 1;
-            self.scope.foreign(key);
-            return Ok(true);
-        };
-        if self.durable.contains(&key.mfov) {
-            self.summary.already_durable += 1;
-            return Ok(true);
-        }
-        let image = tokio::task::block_in_place(|| read(tile.image, &promised));
-        let over = self.is_over(key.mfov);
-        let (pixels, hash) = match image {
-            Ok(image) => image,
-            Err(reason) => {
-                if !over {
-                    tracing::warn!(%key, %reason, "a tile that cannot be used");
-                    self.assembly(key.mfov).lost(key, reason);
-                }
-                return Ok(true);
-            }
-        };
-        if over {
-            self.summary.duplicates += 1;
-            self.scope.came_again(key, hash);
-            return Ok(true);
-        }
-        match self.assembly(key.mfov).repeated(key, &pixels, hash) {
-            Taken::Again => self.summary.duplicates += 1,
-            Taken::New => {
-                let Some(credit) = self.lease(Bytes(pixels.data().len() as u64), instrument).await? else {
-                    return Ok(false);
-                };
-                self.assembly(key.mfov).add(key, pixels, hash, credit);
-            }
-        }
-        Ok(true)
-    }
-
-    /// Waits for room, with the instrument held meanwhile. `None` once the link has ended.
-    async fn lease<I: Instrument>(&mut self, bytes: Bytes, instrument: &mut I) -> Result<Option<Credit>, AdmitError> {
-        if let Some(credit) = self.pool.try_lease(bytes) {
-            return Ok(Some(credit));
-        }
-        // What open mFOVs hold comes back only when they are whole; all else comes back with receipts.
-        let open: Bytes = self.open.values().map(Assembly::held).sum();
-        if open.0 > 0 && open + bytes > self.pool.capacity() {
-            return Err(self.too_little());
-        }
-        let since = Instant::now();
-        let held = tell(instrument, Command::Hold).await?;
-        let credit = tokio::select! {
-            credit = self.pool.lease(bytes) => credit.ok(),
-            () = self.scope.closed() => None,
-        };
-        if held {
-            tell(instrument, Command::Go).await?;
-        }
-        self.summary.holds += 1;
-        self.summary.hold_seconds += since.elapsed().as_secs_f64();
-        Ok(credit)
-    }
-
-    fn too_little(&self) -> AdmitError {
-        let tile = u64::from(self.plan.tile_px.x) * u64::from(self.plan.tile_px.y);
-        let mfov = Bytes(tile.div_ceil(4096) * 4096) * u64::from(self.plan.beams);
-        let open = self.open.len();
-        AdmitError::TooLittleMemory { open, capacity: self.pool.capacity(), needed: mfov * (open as u64 + 1) }
-    }
-
-    fn lost(&mut self, key: TileKey, reason: Reason) {
-        if self.promised(key).is_some() && !self.is_over(key.mfov) {
-            self.assembly(key.mfov).lost(key, reason);
-        }
-    }
-
-    /// Sends what is there; what is missing is lost because `why`.
-    fn ship(&mut self, id: MfovId, why: &str) {
-        let Some(section) = self.sections.iter_mut().find(|s| s.plan.section == id.section) else { return };
-        let Ok(at) = section.plan.mfovs.binary_search_by_key(&id, |m| m.id) else { return };
-        if section.over.insert(id) {
-            let assembly = self.open.remove(&id).unwrap_or_default();
-            self.scope.ship(assembly.shipment(&section.plan.mfovs[at], why));
-        }
-    }
-
-    fn end_section(&mut self, section: SectionId) {
-        let Some(entry) = self.sections.iter().find(|s| s.plan.section == section) else { return };
-        let left: Vec<_> = entry.plan.mfovs.iter().map(|m| m.id).filter(|id| !entry.over.contains(id)).collect();
-        for id in left {
-            self.ship(id, "the instrument ended the section without it");
-        }
-    }
-
-    async fn finish(mut self) -> Result<AdmitSummary, AdmitError> {
-        self.summary.link = self.scope.finish().await?;
-        Ok(self.summary)
-    }
-
-    fn section(&self, section: SectionId, what: &'static str) -> Result<&Section, AdmitError> {
-        let known = self.sections.iter().find(|s| s.plan.section == section);
-        known.ok_or(AdmitError::NotBegun { what, section })
-    }
-
-    fn promised(&self, key: TileKey) -> Option<PlannedTile> {
-        let section = self.sections.iter().find(|s| s.plan.section == key.mfov.section)?;
-        section.plan.tile(key).cloned()
-    }
-
-    fn is_over(&self, id: MfovId) -> bool {
-        self.sections.iter().any(|s| s.over.contains(&id))
-    }
-
-    fn assembly(&mut self, id: MfovId) -> &mut Assembly {
-        self.open.entry(id).or_default()
+impl Drop for Reporting {
+    fn drop(&mut self) {
+        self.0.abort();
     }
 }
 
-/// Decodes and checks; the reason is what is entered in the ledger.
-fn read(image: RawImage, promised: &PlannedTile) -> Result<(Pixels, ContentHash), Reason> {
-    let pixels = match image {
-        RawImage::Pixels(pixels) => pixels,
-        RawImage::File(file) => decode(&file)?,
-    };
-    let (width, height) = (promised.size.x as usize, promised.size.y as usize);
-    if (pixels.width(), pixels.height()) != (width, height) {
-        let (w, h) = (pixels.width(), pixels.height());
-        return Err(Reason::WrongShape(format!("{} is {w} x {h} px, promised were {width} x {height}", promised.name)));
-    }
-    let hash = ContentHash(pixels.hash());
-    Ok((pixels, hash))
+fn report_status(runtime: &Handle, scope: &Scope, to: watch::Sender<ScopeStatus>) -> Reporting {
+    let status = scope.status_reader();
+    Reporting(runtime.spawn(async move {
+        let mut tick = tokio::time::interval(STATUS);
+        loop {
+            tick.tick().await;
+            to.send_replace(status());
+        }
+    }))
 }
 
-/// Gives a command; `false` where the instrument cannot do that. It then goes on, and is simply not asked for more.
+/// How often the scope's status is put where whoever governs can see it.
+const STATUS: Duration = Duration::from_millis(250);
+
+/// Gives a command; `false` where the instrument cannot do that.
 async fn tell<I: Instrument>(instrument: &mut I, command: Command) -> Result<bool, AdmitError> {
     match instrument.command(command).await {
         Ok(()) => Ok(true),

@@ -1,19 +1,23 @@
 //! Promises of admission, against a real head on loopback and a stand-in for the archive.
 
-use std::sync::Mutex;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 
 use kinesin_backpressure::edge;
+use kinesin_backpressure::spool::{NoRoom, SpoolEvent};
 use kinesin_stream::geometry::{BoxXy, Xy};
-use kinesin_stream::ids::{BeamId, RegionId, SerialIndex};
-use kinesin_stream::ledger::{Counts, Ledger, Outcome, Place, PlanDigest};
+use kinesin_stream::ids::{BeamId, MfovId, RegionId, SectionId, SerialIndex, TileKey};
+use kinesin_stream::ledger::{ContentHash, Counts, Ledger, Outcome, Place, PlanDigest};
 use kinesin_stream::link::{Head, HeadConfig, Keys, LinkSettings, Receipts, Role, make_keys};
-use kinesin_stream::plan::MfovPlan;
+use kinesin_stream::pixels::Pixels;
+use kinesin_stream::plan::{MfovPlan, PlannedTile, SectionPlan};
 use kinesin_stream::runner::Runner;
 use kinesin_stream::stage::Flow;
-use kinesin_stream::tile::Tile;
+use kinesin_stream::tile::{Reason, Tile};
 
 use super::*;
+use crate::instrument::{Event, RawImage, RawTile};
 
 const DIGEST: PlanDigest = PlanDigest([2; 32]);
 const SIDE: u32 = 64;
@@ -25,6 +29,21 @@ struct Script {
     plan: RunPlan,
     events: VecDeque<Event>,
     told: Arc<Mutex<Vec<Command>>>,
+    /// Whether it refuses to hold.
+    stubborn: bool,
+    /// Where everything that happens is noted in order.
+    log: Log,
+}
+
+/// What happened, in order.
+type Log = Arc<Mutex<Vec<Happened>>>;
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Happened {
+    Synced,
+    Kept(MfovId),
+    Durable(MfovId),
+    Released(MfovId),
 }
 
 impl Instrument for Script {
@@ -36,6 +55,12 @@ impl Instrument for Script {
     }
     async fn command(&mut self, command: Command) -> Result<(), InstrumentError> {
         self.told.lock().expect("no panic").push(command);
+        if let Command::Kept(mfov) = command {
+            self.log.lock().expect("no panic").push(Happened::Kept(mfov));
+        }
+        if self.stubborn && command == Command::Hold {
+            return Err(InstrumentError::Refused { instrument: "script", command });
+        }
         Ok(())
     }
 }
@@ -53,7 +78,7 @@ fn script(events: Vec<Event>) -> (Script, Arc<Mutex<Vec<Command>>>) {
         extent: BoxXy::default(),
         peak_tiles_per_second: 0.0,
     };
-    (Script { plan, events: events.into(), told: told.clone() }, told)
+    (Script { plan, events: events.into(), told: told.clone(), stubborn: false, log: Log::default() }, told)
 }
 
 fn plan(mfovs: u32) -> Arc<SectionPlan> {
@@ -99,7 +124,10 @@ struct Site {
     head: Head,
     open: Arc<AtomicBool>,
     waiting: Arc<Mutex<Vec<Whole>>>,
+    log: Arc<Mutex<Option<Log>>>,
 }
+
+type Admitted = tokio::task::JoinHandle<Result<AdmitSummary, AdmitError>>;
 
 /// An mFOV of which all is there.
 struct Whole(MfovId, Vec<(TileKey, Outcome)>);
@@ -120,6 +148,8 @@ impl Site {
         let head = Head::bind(runtime.handle(), &runner, &budget, config, ledger.clone(), tx, |_| {}).expect("binds");
         let (open, waiting) = (Arc::new(AtomicBool::new(true)), Arc::new(Mutex::new(Vec::new())));
         let (gate, shelf, book, receipts) = (open.clone(), waiting.clone(), ledger.clone(), head.receipts());
+        let log: Arc<Mutex<Option<Log>>> = Arc::default();
+        let noted = log.clone();
         runner.spawn("store", move |_| {
             let mut partial: BTreeMap<MfovId, Vec<(TileKey, Outcome)>> = BTreeMap::new();
             while let Some(flow) = rx.recv_blocking() {
@@ -136,6 +166,9 @@ impl Site {
                 if outcomes.len() == 7 {
                     let outcomes = partial.remove(&key.mfov).expect("whole");
                     shelf.lock().expect("no panic").push(Whole(key.mfov, outcomes));
+                    if let Some(log) = &*noted.lock().expect("no panic") {
+                        log.lock().expect("no panic").push(Happened::Durable(key.mfov));
+                    }
                     if gate.load(Ordering::SeqCst) {
                         settle(&shelf, &book, &receipts);
                     }
@@ -143,20 +176,35 @@ impl Site {
             }
             Ok(())
         });
-        Self { runtime, dir, budget, runner, ledger, head, open, waiting }
+        Self { runtime, dir, budget, runner, ledger, head, open, waiting, log }
     }
 
-    fn admit(&self, script: Script, unacknowledged: u64) -> tokio::task::JoinHandle<Result<AdmitSummary, AdmitError>> {
+    /// Room for so many whole mFOVs and no tile more.
+    fn admit(&self, script: Script, mfovs: u64) -> Admitted {
+        self.admit_telling(script, mfovs, OnEvent::default())
+    }
+
+    fn admit_telling(&self, script: Script, mfovs: u64, on_event: OnEvent) -> Admitted {
+        self.admit_to(self.head.local_addr(), script, mfovs, on_event)
+    }
+
+    fn admit_to(&self, head: std::net::SocketAddr, script: Script, mfovs: u64, on_event: OnEvent) -> Admitted {
         let keys = Keys::load(self.dir.path(), Role::Scope).expect("made");
         let settings = LinkSettings::default();
-        let link = ScopeConfig { head: self.head.local_addr(), keys, digest: DIGEST, settings };
-        let config = AdmitConfig { link, unacknowledged: Bytes(unacknowledged) };
+        let link = ScopeConfig { head, keys, digest: DIGEST, settings };
+        let (folder, capacity) = (self.dir.path().join("spool"), Bytes(mfovs * mfov_bytes(&script.plan).0));
+        let spool = SpoolConfig { folder, capacity, segment: Bytes::mib(1), identity: DIGEST.0 };
+        // A run before may still be going down.
+        while matches!(TileSpool::open(spool.clone()), Err(SpoolError::InUse { .. })) {
+            std::thread::yield_now();
+        }
+        let config = AdmitConfig { link, spool, on_event, pace: None, status: None };
         let (handle, budget, run) = (self.runtime.handle().clone(), self.budget.clone(), self.runner.token("admit"));
         self.runtime.spawn(async move { admit(script, &handle, &budget, run, config).await })
     }
 
-    fn run(&self, script: Script, unacknowledged: u64) -> Result<AdmitSummary, AdmitError> {
-        let admitted = self.admit(script, unacknowledged);
+    fn run(&self, script: Script, mfovs: u64) -> Result<AdmitSummary, AdmitError> {
+        let admitted = self.admit(script, mfovs);
         self.runtime
             .block_on(async { tokio::time::timeout(Duration::from_secs(30), admitted).await })
             .expect("in time")
@@ -172,12 +220,28 @@ impl Site {
         self.runtime.block_on(async { tokio::time::timeout(Duration::from_secs(30), wait).await }).expect(what);
     }
 
+    fn kill(self) {
+        self.runner.stop_handle().stop("the scope gave up");
+        self.runtime.block_on(self.head.join());
+        assert!(self.runner.join().is_err());
+    }
+
     fn join(self) -> Ledger {
         self.runtime.block_on(self.head.join());
         self.runner.join().expect("no fault");
         assert!(self.budget.peak_leased() <= self.budget.total(), "{:?}", self.budget.lines());
         self.ledger
     }
+}
+
+/// A script that breaks off as a kill would.
+fn cut(mut events: Vec<Event>, plan: &SectionPlan) -> Vec<Event> {
+    events.push(Event::MfovBegins(MfovId { section: SectionId(77), ..plan.mfovs[0].id }));
+    events
+}
+
+fn script_of(plan: &Arc<SectionPlan>) -> Script {
+    script(whole(plan)).0
 }
 
 fn settle(waiting: &Mutex<Vec<Whole>>, ledger: &Ledger, receipts: &Receipts) {
@@ -217,12 +281,12 @@ fn every_promised_tile_ends_durable_or_lost_with_its_reason_whatever_the_instrum
         tile(&plan, 1, 2),
         Event::SectionEnds(plan.section),
     ]);
-    let sent = site.run(script(events).0, 100 * TILE).expect("all settled");
+    let sent = site.run(script(events).0, 100).expect("all settled");
     assert_eq!((sent.link.tiles, sent.link.losses, sent.link.mfovs), (10, 11, 3));
     assert_eq!((sent.duplicates, sent.foreign, sent.already_durable, sent.holds), (2, 1, 0, 0));
 
     let ledger = site.join();
-    assert_eq!(ledger.counts().expect("reads"), Counts { expected: 0, durable: 10, lost: 11, ..Counts::default() });
+    assert_eq!(ledger.counts().expect("reads"), Counts { durable: 10, lost: 11, ..Counts::default() });
     let reason =
         |mfov, beam| ledger.tile(key(mfov, beam)).expect("reads").expect("promised").reason.expect("lost").to_string();
     assert!(reason(0, 0).starts_with("unreadable"), "{}", reason(0, 0));
@@ -241,65 +305,164 @@ fn without_receipts_the_instrument_is_held_and_not_asked_for_more() {
     site.open.store(false, Ordering::SeqCst);
     let plan = plan(8);
     let (script, told) = script(whole(&plan));
-    // Two mFOVs of seven tiles, and no more.
-    let admitted = site.admit(script, 14 * TILE);
+    let admitted = site.admit(script, 2);
     site.wait_until("the hold", || told.lock().expect("no panic").contains(&Command::Hold));
     site.wait_until("two mFOVs", || site.waiting.lock().expect("no panic").len() == 2);
     // Nothing else can come: the third mFOV has no room for a single tile.
-    assert_eq!(*told.lock().expect("no panic"), vec![Command::Hold]);
+    let kept = |c: &Command| matches!(c, Command::Kept(_));
+    let others = || told.lock().expect("no panic").iter().filter(|c| !kept(c)).copied().collect::<Vec<_>>();
+    assert_eq!(others(), vec![Command::Hold]);
     assert_eq!(site.head.summary().tiles, 14);
-    let line = |name: &str| site.budget.lines().into_iter().find(|l| l.name == name).expect("a line");
-    assert_eq!(line("unacknowledged mFOVs").held, Bytes(14 * TILE));
+    let status = || site.head.scope_status().is_some_and(|s| s.held && s.spool_held > 14 * TILE);
+    site.wait_until("the head knows", status);
     site.open.store(true, Ordering::SeqCst);
     settle(&site.waiting, &site.ledger, &site.head.receipts());
     let sent = site.runtime.block_on(admitted).expect("no panic").expect("all durable");
     assert_eq!((sent.link.tiles, sent.link.losses), (56, 0));
     assert!(sent.holds >= 1 && sent.hold_seconds > 0.0);
-    assert_eq!(told.lock().expect("no panic").len() as u64, 2 * sent.holds);
-    assert_eq!(line("unacknowledged mFOVs").peak, Bytes(14 * TILE));
-    assert_eq!(site.join().counts().expect("reads"), Counts { expected: 0, durable: 56, lost: 0, ..Counts::default() });
+    assert_eq!(others().len() as u64, 2 * sent.holds);
+    assert_eq!(told.lock().expect("no panic").iter().filter(|c| kept(c)).count(), 8);
+    assert_eq!(site.join().counts().expect("reads"), Counts { durable: 56, ..Counts::default() });
 }
 
 #[test]
-fn open_mfovs_that_fill_all_memory_are_an_error_with_the_remedy_and_no_endless_wait() {
+fn open_mfovs_that_fill_the_spool_are_an_error_with_the_remedy_and_no_endless_wait() {
     let site = Site::new();
     let plan = plan(3);
     let mut events = vec![Event::SectionBegins(plan.clone())];
     // Beam 6 of every mFOV is late.
     (0..3).for_each(|m| events.extend((0..6).map(|b| tile(&plan, m, b))));
-    let error = site.run(script(events).0, 14 * TILE).expect_err("too little");
-    assert!(
-        matches!(&error, AdmitError::TooLittleMemory { open: 3, needed, .. } if *needed == Bytes(28 * TILE)),
-        "{error}"
-    );
-    site.runner.stop_handle().stop("the scope gave up");
-    site.runtime.block_on(site.head.join());
-    assert!(site.runner.join().is_err());
+    let (script, _) = script(events);
+    let needed = Bytes(4 * mfov_bytes(&script.plan).0);
+    let error = site.run(script, 2).expect_err("too little");
+    assert!(matches!(&error, AdmitError::SpoolTooSmall { open: 3, needed: n, .. } if *n == needed), "{error}");
+    assert!(error.to_string().contains("spool.capacity"), "{error}");
+    site.kill();
 }
 
 #[test]
-fn what_is_durable_is_skipped_when_the_scope_starts_again() {
+fn what_is_whole_or_durable_is_skipped_when_the_scope_starts_again() {
     let site = Site::new();
     let plan = plan(3);
     let mut first = whole(&plan);
     // Ends after the first mFOV, as if killed: the link is dropped without a goodbye.
     first.truncate(2 + 7 + 1);
-    let (mut script_one, _) = script(first);
-    script_one.events.push_back(Event::MfovBegins(MfovId { section: SectionId(77), ..plan.mfovs[0].id }));
-    let admitted = site.admit(script_one, 100 * TILE);
-    let error = site.runtime.block_on(admitted).expect("no panic").expect_err("an event out of order");
+    let (script_one, _) = script(cut(first, &plan));
+    let error = site.run(script_one, 100).expect_err("an event out of order");
     assert!(error.to_string().contains("section 77"), "{error}");
-    // Whether the first mFOV got through before the end is a race; send it for certain.
-    let before = site.ledger.settled_mfovs().expect("reads").len();
-
     let (script_two, told) = script(whole(&plan));
-    let sent = site.run(script_two, 100 * TILE).expect("all durable");
-    let skipped: Vec<_> = told.lock().expect("no panic").clone();
-    assert!(skipped.len() >= before && skipped.iter().all(|c| *c == Command::Skip(plan.mfovs[0].id)));
+    let sent = site.run(script_two, 100).expect("all durable");
+    let skipped =
+        told.lock().expect("no panic").iter().filter(|c| matches!(c, Command::Skip(_))).copied().collect::<Vec<_>>();
+    // From the spool, or from the head where it had got through before the end.
+    assert_eq!(skipped, vec![Command::Skip(plan.mfovs[0].id)]);
     // The script does not obey: what it gives all the same is not sent again.
-    assert_eq!(sent.already_durable, 7 * skipped.len() as u64);
-    assert_eq!(sent.link.tiles, 21 - sent.already_durable);
+    assert_eq!((sent.already_durable, sent.duplicates), (7, 0));
     let ledger = site.join();
-    assert_eq!(ledger.counts().expect("reads"), Counts { expected: 0, durable: 21, lost: 0, ..Counts::default() });
+    assert_eq!(ledger.counts().expect("reads"), Counts { durable: 21, ..Counts::default() });
     assert!(ledger.duplicates().expect("reads").is_empty());
+}
+
+#[test]
+fn tiles_of_an_open_mfov_survive_the_scope_and_are_no_duplicates_when_they_come_again() {
+    for again in [true, false] {
+        let site = Site::new();
+        let plan = plan(2);
+        let mut first = whole(&plan);
+        first.truncate(2 + 4);
+        let error = site.run(script(cut(first, &plan)).0, 100).expect_err("an event out of order");
+        assert!(error.to_string().contains("section 77"), "{error}");
+        let mut second = whole(&plan);
+        if !again {
+            // A real scope goes on where it was.
+            second.drain(2..2 + 4);
+        }
+        let sent = site.run(script(second).0, 100).expect("all durable");
+        assert_eq!((sent.link.tiles, sent.link.losses, sent.duplicates, sent.already_durable), (14, 0, 0, 0));
+        let ledger = site.join();
+        assert_eq!(ledger.counts().expect("reads"), Counts { durable: 14, ..Counts::default() });
+        assert!(ledger.duplicates().expect("reads").is_empty());
+    }
+}
+
+#[test]
+fn kept_is_said_after_the_sync_and_room_is_given_back_after_the_receipt() {
+    let site = Site::new();
+    let plan = plan(5);
+    let (script, _) = script(whole(&plan));
+    let log = script.log.clone();
+    let (disk, heads) = (log.clone(), log.clone());
+    *site.log.lock().expect("no panic") = Some(heads);
+    let on_event = OnEvent::new(move |event| {
+        let happened = match event {
+            AdmitEvent::Spool(SpoolEvent::Synced(_)) => Happened::Synced,
+            AdmitEvent::Spool(SpoolEvent::Released(group)) => {
+                let mut id = [0; 12];
+                id.copy_from_slice(&group.0[..12]);
+                Happened::Released(kinesin_stream::ledger::mfov_from(&id))
+            }
+            _ => return,
+        };
+        disk.lock().expect("no panic").push(happened);
+    });
+    let admitted = site.admit_telling(script, 100, on_event);
+    site.runtime.block_on(admitted).expect("no panic").expect("all durable");
+    site.join();
+    let log = log.lock().expect("no panic").clone();
+    let at = |what: Happened| log.iter().position(|h| *h == what).unwrap_or_else(|| panic!("{what:?} in {log:?}"));
+    for mfov in plan.mfovs.iter().map(|m| m.id) {
+        let (kept, durable, released) =
+            (at(Happened::Kept(mfov)), at(Happened::Durable(mfov)), at(Happened::Released(mfov)));
+        assert!(log[..kept].contains(&Happened::Synced), "{mfov} in {log:?}");
+        assert!(kept < durable && durable < released, "{mfov} in {log:?}");
+    }
+    // A sync may cover several mFOVs, but none is said to be kept by a sync that had begun before its end.
+    let syncs = log.iter().filter(|h| **h == Happened::Synced).count();
+    assert!((1..=5).contains(&syncs));
+}
+
+#[test]
+fn a_scope_that_cannot_be_held_is_warned_about_before_it_loses_tiles() {
+    let site = Site::new();
+    site.open.store(false, Ordering::SeqCst);
+    let plan = plan(4);
+    let (mut script, _) = script(whole(&plan));
+    script.stubborn = true;
+    let events: Arc<Mutex<Vec<AdmitEvent>>> = Arc::default();
+    let to = events.clone();
+    let on_event = OnEvent::new(move |event| {
+        if !matches!(event, AdmitEvent::Spool(_)) {
+            to.lock().expect("no panic").push(event.clone());
+        }
+    });
+    let admitted = site.admit_telling(script, 2, on_event);
+    site.wait_until("four mFOVs", || site.waiting.lock().expect("no panic").len() == 4);
+    site.open.store(true, Ordering::SeqCst);
+    settle(&site.waiting, &site.ledger, &site.head.receipts());
+    let sent = site.runtime.block_on(admitted).expect("no panic").expect("all settled");
+    assert_eq!((sent.link.tiles, sent.link.losses, sent.no_room, sent.holds), (14, 14, 14, 0));
+    let events = events.lock().expect("no panic").clone();
+    assert!(matches!(events[0], AdmitEvent::LossComing { why: NoRoom::Capacity, .. }), "{events:?}");
+    let lost: Vec<_> = plan.mfovs[2..].iter().flat_map(|m| &m.tiles).map(|t| AdmitEvent::Lost(t.key)).collect();
+    assert_eq!(events[1..], lost);
+    let ledger = site.join();
+    let reason = ledger.tile(plan.mfovs[2].tiles[0].key).expect("reads").expect("promised").reason;
+    assert!(matches!(reason, Some(Reason::NoRoom(_))), "{reason:?}");
+}
+
+#[test]
+fn the_instrument_starts_at_once_and_goes_on_without_a_head() {
+    let site = Site::new();
+    let plan = plan(3);
+    let (script, told) = script(whole(&plan));
+    // Nobody listens there.
+    let nobody = std::net::UdpSocket::bind(("127.0.0.1", 0)).expect("binds").local_addr().expect("bound");
+    let admitted = site.admit_to(nobody, script, 100, OnEvent::default());
+    let kept = || told.lock().expect("no panic").iter().filter(|c| matches!(c, Command::Kept(_))).count();
+    site.wait_until("all kept", || kept() == 3);
+    admitted.abort();
+    site.runtime.block_on(async { admitted.await.expect_err("aborted") });
+    let sent = site.run(script_of(&plan), 100).expect("all durable");
+    assert_eq!((sent.link.mfovs, sent.already_durable), (3, 21));
+    assert_eq!(site.join().counts().expect("reads"), Counts { durable: 21, ..Counts::default() });
 }

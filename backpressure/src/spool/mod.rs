@@ -129,6 +129,8 @@ struct Active {
 struct State {
     segments: BTreeMap<u32, Segment>,
     groups: BTreeMap<Group, Entry>,
+    /// Groups with an end.
+    ended: usize,
     held: u64,
     in_total: u64,
     out_total: u64,
@@ -147,6 +149,7 @@ struct Entry {
     parts: Vec<(u32, u32, u64)>,
     /// Items ever appended.
     items: u32,
+    ended: bool,
 }
 
 impl Spool {
@@ -209,13 +212,18 @@ impl Spool {
     pub fn release(&self, group: Group) -> Result<bool, SpoolError> {
         // The writer first: a segment must not be judged while a record is on its way into it.
         let mut writer = lock(&self.0.writer);
-        let Some(entry) = lock(&self.0.state).groups.remove(&group) else { return Ok(false) };
+        let entry = {
+            let mut state = lock(&self.0.state);
+            let Some(entry) = state.groups.remove(&group) else { return Ok(false) };
+            state.ended -= usize::from(entry.ended);
+            entry
+        };
         for (segment, records, bytes) in entry.parts {
             self.let_go(&mut writer, segment, records, bytes)?;
         }
+        self.0.releases.send_modify(|n| *n += 1);
         drop(writer);
         self.tell(SpoolEvent::Released(group));
-        self.0.releases.send_modify(|n| *n += 1);
         Ok(true)
     }
 
@@ -231,9 +239,15 @@ impl Spool {
             return Ok(());
         }
         self.let_go(&mut writer, segment, 1, length)?;
-        drop(writer);
         self.0.releases.send_modify(|n| *n += 1);
+        drop(writer);
         Ok(())
+    }
+
+    /// Groups that have ended and were not released: whoever waits for room knows from it whether any will come.
+    pub fn ended_groups(&self) -> usize {
+        let _no_release_under_way = lock(&self.0.writer);
+        lock(&self.0.state).ended
     }
 
     /// Counts releases: subscribe, try to append, and wait for a change where there was no room.

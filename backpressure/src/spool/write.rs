@@ -143,6 +143,9 @@ impl State {
         segment.live += 1;
         let entry = self.groups.entry(group).or_default();
         entry.items += u32::from(kind == Kind::Item);
+        if kind == Kind::End && !std::mem::replace(&mut entry.ended, true) {
+            self.ended += 1;
+        }
         match entry.parts.iter_mut().find(|p| p.0 == at.segment()) {
             Some(part) => (part.1, part.2) = (part.1 + 1, part.2 + length),
             None => entry.parts.push((at.segment(), 1, length)),

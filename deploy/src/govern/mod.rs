@@ -13,6 +13,7 @@
 
 mod config;
 mod line;
+mod scope;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -27,6 +28,7 @@ use serde::Serialize;
 
 pub use config::{Drill, GovernSection};
 pub(crate) use line::LineProgress;
+pub(crate) use scope::{ScopeGovernor, announced, spool_reading};
 
 use crate::events::{Event, EventLog};
 use crate::metrics;

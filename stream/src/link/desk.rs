@@ -1,6 +1,7 @@
 //! What the head has to tell the scope, and what it remembers of tiles under way. Outlives connections.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::btree_map::{BTreeMap, Entry};
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Mutex;
 
 use tokio::sync::Notify;
@@ -25,29 +26,53 @@ struct State {
     ended: bool,
     /// Number of the connection that may take messages: one that is going down must not take what the next one needs.
     epoch: u64,
-    /// mFOVs that are settled in the ledger: some ten bytes each.
-    settled: BTreeSet<MfovId>,
-    /// Tiles that already went into the edge, of mFOVs that are not settled yet.
-    passed: BTreeMap<MfovId, BTreeSet<TileKey>>,
+    /// mFOVs that are read now, or of which tiles went on and that are not settled yet. All others are asked of the ledger.
+    under_way: BTreeMap<MfovId, UnderWay>,
     /// Tiles that came again and wait for their mFOV to be settled, to be compared with what was kept.
     late: BTreeMap<MfovId, Vec<(TileKey, ContentHash)>>,
 }
 
+#[derive(Debug, Default)]
+struct UnderWay {
+    /// Streams that are being read.
+    streams: u32,
+    /// Tiles that already went into the edge.
+    passed: BTreeSet<TileKey>,
+    settled: bool,
+}
+
+/// A stream of an mFOV that is being read; its end is noted when this is dropped.
+#[derive(Debug)]
+pub(super) struct Reading<'a> {
+    desk: &'a Desk,
+    mfov: MfovId,
+}
+
 impl Desk {
-    pub(super) fn new(settled: Vec<MfovId>) -> Self {
-        let state = State { settled: settled.into_iter().collect(), ..State::default() };
-        Self { state: Mutex::new(state), changed: Notify::new() }
+    pub(super) fn new() -> Self {
+        Self { state: Mutex::default(), changed: Notify::new() }
     }
 
-    /// A new connection: what the scope need not send. Messages for the old one are void.
-    pub(super) fn connect(&self) -> (u64, Vec<MfovId>) {
+    /// A new connection. Messages for the old one are void, but for receipts: they are still true, and repeated tiles that
+    /// wait for one are counted when it is written.
+    pub(super) fn connect(&self) -> u64 {
         let mut state = lock(&self.state);
         state.epoch += 1;
         state.messages.clear();
         state.ended = false;
-        // Receipts stay queued: one that is both in the answer and in a message does no harm, and repeated tiles that wait
-        // for it are counted when it is written.
-        (state.epoch, state.settled.iter().copied().collect())
+        state.epoch
+    }
+
+    /// A stream of an mFOV begins. `settled` asks the ledger; under the lock, so that no settling falls between the two.
+    pub(super) fn begin<E>(&self, mfov: MfovId, settled: impl FnOnce() -> Result<bool, E>) -> Result<Reading<'_>, E> {
+        let mut state = lock(&self.state);
+        let under_way = match state.under_way.entry(mfov) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(new) => new.insert(UnderWay { settled: settled()?, ..UnderWay::default() }),
+        };
+        under_way.streams += 1;
+        drop(state);
+        Ok(Reading { desk: self, mfov })
     }
 
     pub(super) fn say(&self, message: ToScope) {
@@ -57,8 +82,13 @@ impl Desk {
 
     pub(super) fn settle(&self, mfov: MfovId) {
         let mut state = lock(&self.state);
-        state.settled.insert(mfov);
-        state.passed.remove(&mfov);
+        if let Some(under_way) = state.under_way.get_mut(&mfov) {
+            under_way.settled = true;
+            under_way.passed.clear();
+            if under_way.streams == 0 {
+                state.under_way.remove(&mfov);
+            }
+        }
         state.durable.insert(mfov);
         drop(state);
         self.changed.notify_one();
@@ -94,35 +124,54 @@ impl Desk {
 
     /// Whether a tile is still wanted. [`Self::pass`] has the last word.
     pub(super) fn wants(&self, key: TileKey) -> bool {
-        let state = lock(&self.state);
-        !state.settled.contains(&key.mfov) && !state.passed.get(&key.mfov).is_some_and(|p| p.contains(&key))
+        lock(&self.state).under_way.get(&key.mfov).is_some_and(|u| !u.settled && !u.passed.contains(&key))
     }
 
-    /// Passes a tile on with `send` if it was not passed before; under one lock, so that of two connections one does.
+    /// Passes a tile on with `send` if it was not passed before; under one lock, so that of two streams one does.
     pub(super) fn pass<E>(&self, key: TileKey, send: impl FnOnce() -> Result<(), E>) -> Result<bool, E> {
         let mut state = lock(&self.state);
-        if state.settled.contains(&key.mfov) || !state.passed.entry(key.mfov).or_default().insert(key) {
+        let wanted = state.under_way.get_mut(&key.mfov).filter(|u| !u.settled);
+        if !wanted.is_some_and(|u| u.passed.insert(key)) {
             return Ok(false);
         }
         send().map(|()| true)
     }
 
+    /// Whether an mFOV that is being read is settled.
     pub(super) fn is_settled(&self, mfov: MfovId) -> bool {
-        lock(&self.state).settled.contains(&mfov)
+        lock(&self.state).under_way.get(&mfov).is_some_and(|u| u.settled)
     }
 
-    /// A tile came again after its mFOV was sent. Whether it can be compared now; otherwise it is kept for later.
-    pub(super) fn came_again(&self, key: TileKey, hash: ContentHash) -> bool {
+    /// A tile came again after its mFOV was sent. Whether it can be compared now; otherwise it is kept for later. `settled`
+    /// asks the ledger.
+    pub(super) fn came_again<E>(
+        &self,
+        key: TileKey,
+        hash: ContentHash,
+        settled: impl FnOnce() -> Result<bool, E>,
+    ) -> Result<bool, E> {
         let mut state = lock(&self.state);
-        if state.settled.contains(&key.mfov) {
-            return true;
+        let settled = settled()?;
+        if !settled {
+            state.late.entry(key.mfov).or_default().push((key, hash));
         }
-        state.late.entry(key.mfov).or_default().push((key, hash));
-        false
+        Ok(settled)
     }
 
     pub(super) fn take_late(&self, mfov: MfovId) -> Vec<(TileKey, ContentHash)> {
         lock(&self.state).late.remove(&mfov).unwrap_or_default()
+    }
+}
+
+impl Drop for Reading<'_> {
+    fn drop(&mut self) {
+        let mut state = lock(&self.desk.state);
+        if let Some(under_way) = state.under_way.get_mut(&self.mfov) {
+            under_way.streams -= 1;
+            if under_way.streams == 0 && (under_way.settled || under_way.passed.is_empty()) {
+                state.under_way.remove(&self.mfov);
+            }
+        }
     }
 }
 

@@ -8,19 +8,21 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kinesin_backpressure::{Budget, Pool, Sender};
-use quinn::{Connection, ConnectionError, Endpoint, EndpointConfig, ServerConfig, TokioRuntime};
+use quinn::{Connection, ConnectionError, Endpoint, ServerConfig, TokioRuntime};
 use tokio::runtime::Handle;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::timeout;
 
 use super::desk::Desk;
 use super::shared::{Shared, lock};
+use super::status::ScopeStatus;
 use super::wire::{ToHead, ToScope, read_message, write_message};
 use super::{
-    CODE_DONE, CODE_PROTOCOL, CODE_REPLACED, CODE_STOPPED, End, Keys, LinkError, LinkSettings, Role, peer_said, read,
+    BEAT, CODE_DONE, CODE_PROTOCOL, CODE_REPLACED, CODE_STOPPED, End, Keys, LinkError, LinkSettings, Role, peer_said,
+    read,
 };
-use crate::ids::MfovId;
-use crate::ledger::{Ledger, PlanDigest};
+use crate::ids::{MfovId, TileKey};
+use crate::ledger::{ContentHash, Ledger, PlanDigest};
 use crate::plan::SectionPlan;
 use crate::runner::Runner;
 use crate::stage::{Flow, StopError};
@@ -66,6 +68,8 @@ pub struct HeadSummary {
     pub damaged: u64,
     /// Connections of the scope.
     pub connections: u64,
+    /// Connections that were given up because the scope did not go on.
+    pub stalls: u64,
     /// Callers that were refused because they are not of this link or run.
     pub refused: u64,
     /// Why the last of them was.
@@ -93,9 +97,8 @@ impl Head {
         let endpoint = listen(runtime, &config)?;
         let bound = |source| LinkError::Bind { addr: config.bind, source };
         let addr = endpoint.local_addr().map_err(bound)?;
-        let settled = ledger.settled_mfovs()?;
         let run = runner.token("link");
-        let desk = Arc::new(Desk::new(settled));
+        let desk = Arc::new(Desk::new());
         let shared = Arc::new(Shared::new(config, ledger, desk, control, run, Box::new(on_section)));
         let (serving, stop) = (shared.clone(), runner.stop_handle());
         let task = runtime.spawn(async move {
@@ -118,6 +121,17 @@ impl Head {
     /// Where it listens.
     pub fn local_addr(&self) -> SocketAddr {
         self.addr
+    }
+
+    /// What the scope said of itself last; `None` while it is not there.
+    pub fn scope_status(&self) -> Option<ScopeStatus> {
+        *lock(&self.shared.status)
+    }
+
+    /// Tells [`Self::scope_status`] from anywhere.
+    pub fn status_reader(&self) -> impl Fn() -> Option<ScopeStatus> + Send + Sync + 'static {
+        let shared = self.shared.clone();
+        move || *lock(&shared.status)
     }
 
     /// Where the archive tells what is durable.
@@ -151,8 +165,8 @@ fn listen(runtime: &Handle, config: &HeadConfig) -> Result<Endpoint, LinkError> 
     server.transport_config(config.settings.transport(config.settings.streams, 1));
     let bound = |source| LinkError::Bind { addr: config.bind, source };
     let _context = runtime.enter();
-    let socket = std::net::UdpSocket::bind(config.bind).map_err(bound)?;
-    Endpoint::new(EndpointConfig::default(), Some(server), socket, Arc::new(TokioRuntime)).map_err(bound)
+    let (socket, endpoint) = config.settings.socket(config.bind).map_err(bound)?;
+    Endpoint::new(endpoint, Some(server), socket, Arc::new(TokioRuntime)).map_err(bound)
 }
 
 async fn serve(shared: &Arc<Shared>, endpoint: &Endpoint, tiles: &Sender<Flow<Tile>>) -> Result<(), LinkError> {
@@ -190,6 +204,7 @@ async fn serve(shared: &Arc<Shared>, endpoint: &Endpoint, tiles: &Sender<Flow<Ti
             },
             Some(done) = serving.join_next() => {
                 let Ok((peer, end)) = done else { continue };
+                *lock(&shared.status) = None;
                 match end {
                     End::Done if shared.desk.has_ended() => return Ok(()),
                     End::Done => tracing::info!(%peer, "the scope hung up; waiting for it to call again"),
@@ -198,6 +213,10 @@ async fn serve(shared: &Arc<Shared>, endpoint: &Endpoint, tiles: &Sender<Flow<Ti
                         shared.note_refusal(LinkError::Protocol { peer, what }.to_string());
                     }
                     End::Refused(why) => shared.note_refusal(format!("{peer}: {why}")),
+                    End::Stalled(what) => {
+                        tracing::warn!(%peer, what, "the scope does not go on; hung up, waiting for it to call again");
+                        lock(&shared.summary).stalls += 1;
+                    }
                     End::Damaged(_) => {}
                     End::Closed(closed) => return Err(closed.into()),
                     End::Fatal(error) => return Err(error),
@@ -236,8 +255,8 @@ async fn greet_and_serve(shared: &Arc<Shared>, connection: &Connection, tiles: &
         timeout(Duration::from_secs(3), connection.closed()).await.ok();
         return Err(End::Refused(why));
     }
-    let (epoch, durable) = shared.desk.connect();
-    write_message(&mut send, &ToScope::Welcome { durable }).await?;
+    let epoch = shared.desk.connect();
+    write_message(&mut send, &ToScope::Welcome).await?;
     // Three tasks, so that none waits for another: a promise may wait for the disk while pixels and receipts flow.
     let mut tasks = JoinSet::new();
     let (for_hear, for_read, for_speak) = (shared.clone(), shared.clone(), shared.clone());
@@ -256,20 +275,24 @@ async fn greet_and_serve(shared: &Arc<Shared>, connection: &Connection, tiles: &
 /// Reads control messages until something ends it.
 async fn hear(shared: &Arc<Shared>, recv: &mut quinn::RecvStream) -> End {
     loop {
-        let message = match read_message(recv, &shared.control).await {
-            Ok(message) => message,
-            Err(end) => return end,
+        let stall = shared.config.settings.stall();
+        let message = match timeout(stall, read_message(recv, &shared.control)).await {
+            Ok(Ok(message)) => message,
+            Ok(Err(end)) => return end,
+            Err(_elapsed) => {
+                let seconds = stall.as_secs_f64();
+                return End::Stalled(format!("no word for {seconds:.0} s, although the connection is open"));
+            }
         };
         let heard = match message {
             ToHead::Hello { .. } => Err(peer_said("a second hello")),
             ToHead::Section(plan) => shared.promise(plan).await,
-            ToHead::Again { key, hash } => {
-                if shared.desk.came_again(key, hash) {
-                    shared.count_again(vec![(key, hash)]).await
-                } else {
-                    Ok(())
-                }
+            ToHead::Reached { step, mfovs } => shared.reached(mfovs, step).await,
+            ToHead::Status(status) => {
+                *lock(&shared.status) = Some(status);
+                Ok(())
             }
+            ToHead::Again { key, hash } => again(shared, key, hash).await,
             ToHead::Foreign { key } => shared.with_ledger(move |ledger| ledger.count_foreign(key)).await,
             ToHead::End => {
                 shared.desk.end();
@@ -282,10 +305,24 @@ async fn hear(shared: &Arc<Shared>, recv: &mut quinn::RecvStream) -> End {
     }
 }
 
-/// Writes what the desk has for the scope, until the last word is said.
+/// Counts a tile that came again after its mFOV was sent, or keeps it until that is settled.
+async fn again(shared: &Arc<Shared>, key: TileKey, hash: ContentHash) -> Result<(), End> {
+    let settled = || tokio::task::block_in_place(|| shared.ledger.is_settled(key.mfov));
+    if shared.desk.came_again(key, hash, settled).map_err(|e| End::Fatal(e.into()))? {
+        shared.count_again(vec![(key, hash)]).await?;
+    }
+    Ok(())
+}
+
+/// Writes what the desk has for the scope, and that the head lives, until the last word is said.
 async fn speak(shared: &Arc<Shared>, epoch: u64, send: &mut quinn::SendStream) -> Result<(), End> {
+    let mut beat = tokio::time::interval(BEAT);
     loop {
-        let Some(message) = shared.desk.next(epoch).await else { return Err(peer_said("two calls at once")) };
+        let message = tokio::select! {
+            message = shared.desk.next(epoch) => message,
+            _ = beat.tick() => Some(ToScope::Beat { waiting: shared.is_waiting() }),
+        };
+        let Some(message) = message else { return Err(peer_said("two calls at once")) };
         if let ToScope::Durable(mfov) = message {
             shared.count_again(shared.desk.take_late(mfov)).await?;
         }

@@ -3,28 +3,38 @@
 //! ```text
 //! SCOPE (calls)                                                              HEAD (serves)
 //!   Hello(protocol, digest of the plan) ─────────────────────────────────────►
-//!   ◄──────────────────────────────── Welcome(mFOVs that are durable) | Refused(why)
-//!   Section(plan) ───────────────────────────────────────► ledger: all expected; ◄── Promised
-//!   one stream an mFOV: frame, frame, … ═════════════════► lease, then read ═► edge ═► archive
-//!   ◄──────────────────────────────────────────────────── Durable(mFOV), after the archive's sync and the ledger's
+//!   ◄─────────────────────────────────────────────────── Welcome | Refused(why)
+//!   Section(plan) ─────────► ledger: all expected; ◄── Promised(mFOVs of it that are durable)
+//!   spool ─ one stream an mFOV: frame, frame, … ═════════► lease, then read ═► edge ═► archive
+//!   spool ◄ release ◄─────────────────────────────────── Durable(mFOV), after the archive's sync and the ledger's
+//!   Status once a second ──────────────────────────────►   ◄── Beat once a second
 //!   End ─────────────────────────────────────────────────►   ◄── Ended
 //! ```
+//! *Order.* What the spool holds is sent oldest first; mFOVs of a section once the head has entered its promise.
+//!
 //! *Admission.* The head reads the head of a frame, leases its bytes from the edge, and only then reads the body. While it
 //! waits, QUIC's flow control stops the sender; what may be under way is the receive window, a line of the budget.
 //!
-//! *Durability.* "May I send?" and "may I forget?" are different messages: the scope keeps an mFOV until `Durable`. After a
-//! lost connection it calls again and sends what has no receipt; the head drops tiles that it already passed on.
+//! *Durability.* "May I send?" and "may I forget?" are different messages: the scope's spool keeps an mFOV until `Durable`.
+//! After a lost connection it calls again and sends what has no receipt; the head drops tiles that it already passed on.
+//!
+//! *Silence.* A peer whose connection is open but that says nothing, or does not go on with what it began while nothing keeps
+//! it from it, for [`LinkSettings::stall_seconds`], is hung up on; the scope then calls again.
 //!
 //! *Trust.* Mutual TLS 1.3 with certificates of one private authority ([`make_keys`]). A stranger gets no byte of ours.
 
 mod desk;
 mod head;
 mod keys;
+mod line;
 mod outbox;
+mod queue;
 mod read;
 mod scope;
+mod sending;
 mod shared;
-mod shipment;
+mod status;
+mod tile_spool;
 mod wire;
 
 use std::net::SocketAddr;
@@ -32,14 +42,18 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use kinesin_backpressure::spool::SpoolError;
 use kinesin_backpressure::{Bytes, Closed};
-use quinn::{ConnectionError, ReadError, ReadExactError, TransportConfig, VarInt, WriteError};
+use quinn::{
+    ConnectionError, EndpointConfig, MtuDiscoveryConfig, ReadError, ReadExactError, TransportConfig, VarInt, WriteError,
+};
 use serde::{Deserialize, Serialize};
 
 pub use head::{Head, HeadConfig, HeadSummary, Receipts};
 pub use keys::{Keys, Role, make_keys};
 pub use scope::{Scope, ScopeConfig, ScopeSummary};
-pub use shipment::{Frame, Shipment};
+pub use status::{Asked, ScopeStatus};
+pub use tile_spool::{KeptTile, Manifest, RestoredTiles, Shipment, TileSpool};
 pub use wire::MAX_CONTROL;
 
 use crate::ids::MfovId;
@@ -58,6 +72,14 @@ pub struct LinkSettings {
     /// Seconds without a sign of the other side after which a connection counts as lost. Default 3: shorter makes a busy
     /// machine look dead.
     pub idle_seconds: f64,
+    /// Seconds for which a connection may be open without progress on what was begun, before it is given up and made again.
+    /// Default 30: ten times what a slow disk takes for a sync. Waiting for room at the head does not count.
+    pub stall_seconds: f64,
+    /// Largest datagram that is tried, bytes: 1200 to 6500. Default 6500, which halves the processor time where the network
+    /// carries jumbo frames and costs a few probes where it does not. More would not fit into a segmented send of 64 KiB.
+    pub datagram: u16,
+    /// Buffers of the socket. Default 8 MiB: a burst of a full window while the reader is busy. The system may grant less.
+    pub socket_buffer: Bytes,
     /// Seconds that the scope goes on calling a head that does not answer. Default 3600: a head may be rebooted meanwhile.
     pub give_up_seconds: f64,
 }
@@ -134,6 +156,9 @@ pub enum LinkError {
     /// The ledger refused.
     #[error(transparent)]
     Ledger(#[from] LedgerError),
+    /// The spool failed.
+    #[error(transparent)]
+    Spool(#[from] SpoolError),
     /// The run was stopped.
     #[error(transparent)]
     Closed(#[from] Closed),
@@ -154,9 +179,14 @@ enum End {
     Closed(Closed),
     /// A frame's body does not have its hash.
     Damaged(MfovId),
+    /// The peer does not go on.
+    Stalled(String),
     /// Anything that must stop the run.
     Fatal(LinkError),
 }
+
+/// How often each side says that it lives.
+const BEAT: Duration = Duration::from_secs(1);
 
 /// Application codes in a QUIC close.
 const CODE_DONE: VarInt = VarInt::from_u32(0);
@@ -165,6 +195,9 @@ const CODE_PROTOCOL: VarInt = VarInt::from_u32(2);
 const CODE_REPLACED: VarInt = VarInt::from_u32(3);
 const CODE_DAMAGED: VarInt = VarInt::from_u32(4);
 
+/// Ten segments of it fit into one send of 64 KiB.
+pub const LARGEST_DATAGRAM: u16 = 6500;
+
 impl Default for LinkSettings {
     fn default() -> Self {
         Self {
@@ -172,6 +205,9 @@ impl Default for LinkSettings {
             streams: 4,
             max_tile: Bytes::mib(256),
             idle_seconds: 3.0,
+            stall_seconds: 30.0,
+            datagram: LARGEST_DATAGRAM,
+            socket_buffer: Bytes::mib(8),
             give_up_seconds: 3600.0,
         }
     }
@@ -188,7 +224,10 @@ impl LinkSettings {
     pub fn budget_lines(&self, role: Role) -> [(&'static str, Bytes); 2] {
         match role {
             Role::Head => [("link receive windows", self.window()), ("link control messages", MAX_CONTROL)],
-            Role::Scope => [("link send windows", self.window()), ("scope control messages", MAX_CONTROL)],
+            Role::Scope => {
+                let pieces = Bytes(2 * sending::PIECE as u64) * u64::from(self.streams);
+                [("link send windows", self.window() + pieces), ("scope control messages", MAX_CONTROL)]
+            }
         }
     }
 
@@ -196,6 +235,8 @@ impl LinkSettings {
     fn transport(&self, streams: u32, control: u32) -> Arc<TransportConfig> {
         let mut config = TransportConfig::default();
         let idle = self.idle_seconds.clamp(0.1, 3600.0);
+        let mut discovery = MtuDiscoveryConfig::default();
+        discovery.upper_bound(self.datagram.clamp(1200, LARGEST_DATAGRAM));
         let window = |bytes: Bytes| VarInt::from_u64(bytes.0).unwrap_or(VarInt::MAX);
         config
             .stream_receive_window(window(self.stream_window))
@@ -208,9 +249,28 @@ impl LinkSettings {
             .initial_rtt(Duration::from_millis(20))
             .keep_alive_interval(Some(Duration::from_secs_f64(idle / 3.0)))
             .max_idle_timeout(Some(VarInt::from_u32((idle * 1000.0) as u32).into()))
+            .mtu_discovery_config(Some(discovery))
             .congestion_controller_factory(Arc::new(quinn::congestion::CubicConfig::default()))
             .enable_segmentation_offload(true);
         Arc::new(config)
+    }
+
+    /// A socket and how it is used.
+    fn socket(&self, bind: SocketAddr) -> std::io::Result<(std::net::UdpSocket, EndpointConfig)> {
+        let socket = std::net::UdpSocket::bind(bind)?;
+        let (buffers, bytes) = (socket2::SockRef::from(&socket), self.socket_buffer.0 as usize);
+        // What the system does not grant is no fault: losses are sent again.
+        if let Err(error) = buffers.set_recv_buffer_size(bytes).and_then(|()| buffers.set_send_buffer_size(bytes)) {
+            tracing::debug!(%error, "the socket keeps its buffers");
+        }
+        let mut endpoint = EndpointConfig::default();
+        // In bounds, so it cannot fail.
+        endpoint.max_udp_payload_size(self.datagram.clamp(1472, LARGEST_DATAGRAM)).map_err(std::io::Error::other)?;
+        Ok((socket, endpoint))
+    }
+
+    fn stall(&self) -> Duration {
+        Duration::from_secs_f64(self.stall_seconds.clamp(0.05, 86400.0))
     }
 }
 
@@ -276,6 +336,12 @@ impl From<WriteError> for End {
             WriteError::Stopped(_) => Self::Done,
             other => peer_said(format!("a stream that cannot be written: {other}")),
         }
+    }
+}
+
+impl From<SpoolError> for End {
+    fn from(error: SpoolError) -> Self {
+        Self::Fatal(error.into())
     }
 }
 

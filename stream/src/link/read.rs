@@ -6,9 +6,10 @@ use std::sync::Arc;
 use kinesin_backpressure::{Bytes, Cost, Sender};
 use quinn::{Connection, RecvStream};
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 
 use super::shared::{Shared, lock};
-use super::wire::{FrameHead, Kind, ToScope, read_frame, read_opening};
+use super::wire::{FrameHead, Kind, Step, ToScope, read_frame, read_opening};
 use super::{CODE_DAMAGED, End, peer_said};
 use crate::ids::TileKey;
 use crate::ledger::Duplicates;
@@ -36,6 +37,8 @@ pub(super) async fn mfovs(shared: &Arc<Shared>, connection: &Connection, tiles: 
                     lock(&shared.summary).damaged += 1;
                     shared.desk.say(ToScope::Again(mfov));
                 }
+                // The scope gave this stream up, or is going down: then the connection says so next.
+                Ok(Err(End::Done)) => {}
                 Ok(Err(end)) => return end,
                 Err(error) => return peer_said(format!("a frame that the reader failed on: {error}")),
             },
@@ -44,14 +47,17 @@ pub(super) async fn mfovs(shared: &Arc<Shared>, connection: &Connection, tiles: 
 }
 
 async fn read_mfov(shared: &Shared, mut stream: RecvStream, tiles: &Sender<Flow<Tile>>) -> Result<(), End> {
-    let mfov = read_opening(&mut stream).await?;
-    let plan = shared.plan(mfov.section).await?;
-    let promised: BTreeSet<TileKey> =
-        plan.mfovs.iter().filter(|m| m.id == mfov).flat_map(|m| &m.tiles).map(|t| t.key).collect();
+    let mfov = patient(shared, read_opening(&mut stream)).await?;
+    let plan = patient(shared, shared.plan(mfov.section)).await?;
+    let at = plan.mfovs.binary_search_by_key(&mfov, |m| m.id);
+    let promised: BTreeSet<TileKey> = at.into_iter().flat_map(|at| &plan.mfovs[at].tiles).map(|t| t.key).collect();
+    let settled = || tokio::task::block_in_place(|| shared.ledger.is_settled(mfov));
+    let _reading = shared.desk.begin(mfov, settled).map_err(|e| End::Fatal(e.into()))?;
+    shared.reached(vec![mfov], Step::Sent).await?;
     let mut seen = BTreeSet::new();
     let mut repeated = BTreeMap::new();
     loop {
-        let frame = read_frame(&mut stream).await?;
+        let frame = patient(shared, read_frame(&mut stream)).await?;
         if frame.kind == Kind::End {
             break;
         }
@@ -62,7 +68,8 @@ async fn read_mfov(shared: &Shared, mut stream: RecvStream, tiles: &Sender<Flow<
             if !seen.is_empty() {
                 return Err(peer_said(format!("a repeated {} after the first tile of {mfov}", frame.key)));
             }
-            repeated.entry(frame.key).or_insert_with(Duplicates::default).count(frame.kind == Kind::Again);
+            let count = repeated.entry(frame.key).or_insert_with(Duplicates::default);
+            *(if frame.kind == Kind::Again { &mut count.same } else { &mut count.other }) += u64::from(frame.width);
             continue;
         }
         if seen.is_empty() && !shared.desk.is_settled(mfov) {
@@ -104,9 +111,11 @@ async fn tile(
     if !shared.desk.wants(frame.key) {
         return skip(shared, stream, frame.body).await;
     }
-    let slot = tiles.reserve(bytes).await.map_err(End::Closed)?;
-    let mut data = vec![0; frame.body as usize];
-    stream.read_exact(&mut data).await?;
+    let slot = {
+        let _waiting = shared.waits();
+        tiles.reserve(bytes).await.map_err(End::Closed)?
+    };
+    let data = read_body(shared, stream, frame.body).await?;
     let pixels = Pixels::new(frame.width as usize, frame.height as usize, data);
     if pixels.hash() != frame.hash.0 {
         return Err(End::Damaged(frame.key.mfov));
@@ -137,14 +146,16 @@ async fn loss(
     if !shared.desk.wants(frame.key) {
         return skip(shared, stream, frame.body).await;
     }
-    let mut json = vec![0; frame.body as usize];
-    stream.read_exact(&mut json).await?;
+    let json = read_body(shared, stream, frame.body).await?;
     if blake3::hash(&json) != frame.hash.0 {
         return Err(End::Damaged(frame.key.mfov));
     }
     let reason: Reason = serde_json::from_slice(&json).map_err(|e| peer_said(format!("an unknown reason: {e}")))?;
     let loss = Loss { key: frame.key, plan: plan.clone(), reason };
-    let slot = tiles.reserve(loss.cost()).await.map_err(End::Closed)?;
+    let slot = {
+        let _waiting = shared.waits();
+        tiles.reserve(loss.cost()).await.map_err(End::Closed)?
+    };
     if shared.desk.pass(frame.key, || slot.send(Flow::Lost(loss))).map_err(End::Closed)? {
         lock(&shared.summary).losses += 1;
     }
@@ -155,10 +166,29 @@ async fn loss(
 async fn skip(shared: &Shared, stream: &mut RecvStream, bytes: u32) -> Result<(), End> {
     let mut left = bytes as usize;
     while left > 0 {
-        let chunk = stream.read_chunk(left, true).await?;
+        let chunk = patient(shared, async { Ok(stream.read_chunk(left, true).await?) }).await?;
         let chunk = chunk.ok_or(End::Done)?;
         left -= chunk.bytes.len();
     }
     lock(&shared.summary).sent_again += 1;
     Ok(())
+}
+
+/// Reads a body, after its bytes were leased; into memory that was not written before.
+async fn read_body(shared: &Shared, stream: &mut RecvStream, bytes: u32) -> Result<Vec<u8>, End> {
+    let bytes = bytes as usize;
+    let mut body = Vec::with_capacity(bytes);
+    while body.len() < bytes {
+        let chunk = patient(shared, async { Ok(stream.read_chunk(bytes - body.len(), true).await?) }).await?;
+        body.extend_from_slice(&chunk.ok_or(End::Done)?.bytes);
+    }
+    Ok(body)
+}
+
+/// Waits for what the scope has begun, but not for ever.
+async fn patient<T>(shared: &Shared, what: impl Future<Output = Result<T, End>>) -> Result<T, End> {
+    let stall = shared.config.settings.stall();
+    let stalled =
+        |_elapsed| End::Stalled(format!("it began an mFOV and sent nothing of it for {:.0} s", stall.as_secs_f64()));
+    timeout(stall, what).await.map_err(stalled)?
 }

@@ -1,8 +1,10 @@
 //! What the head's tasks share: the ledger, the desk, the plans at hand, the counters.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use kinesin_backpressure::Pool;
 use quinn::ConnectionError;
@@ -10,10 +12,11 @@ use tokio::sync::watch;
 
 use super::desk::Desk;
 use super::head::{HeadConfig, HeadSummary};
-use super::wire::{PROTOCOL, ToScope};
+use super::status::ScopeStatus;
+use super::wire::{PROTOCOL, Step, ToScope};
 use super::{End, LinkError, peer_said};
-use crate::ids::{SectionId, TileKey};
-use crate::ledger::{ContentHash, Duplicates, Ledger, LedgerError, PlanDigest};
+use crate::ids::{MfovId, SectionId, TileKey};
+use crate::ledger::{ContentHash, Duplicates, Ledger, LedgerError, PlanDigest, State};
 use crate::plan::SectionPlan;
 use crate::runner::RunToken;
 
@@ -25,14 +28,23 @@ pub(super) struct Shared {
     pub(super) summary: Mutex<HeadSummary>,
     /// The newest plans; older ones are in the ledger.
     plans: watch::Sender<Vec<Arc<SectionPlan>>>,
-    announced: Mutex<BTreeSet<SectionId>>,
+    /// Newest version that was announced.
+    announced: Mutex<BTreeMap<SectionId, u32>>,
     on_section: Box<dyn Fn(Arc<SectionPlan>) + Send + Sync>,
     pub(super) control: Pool,
     pub(super) run: RunToken,
+    /// Readers that wait for room.
+    waiting: AtomicU32,
+    /// The scope's last status; none while it is not there.
+    pub(super) status: Mutex<Option<ScopeStatus>>,
 }
+
+/// One reader that waits for room, as long as it lives.
+pub(super) struct Waiting<'a>(&'a AtomicU32);
 
 /// Plans kept at hand: tiles of these sections may be under way.
 const PLANS: usize = 8;
+
 impl Shared {
     pub(super) fn new(
         config: HeadConfig,
@@ -53,6 +65,8 @@ impl Shared {
             plans,
             summary: Mutex::default(),
             announced: Mutex::default(),
+            waiting: AtomicU32::new(0),
+            status: Mutex::default(),
         }
     }
 
@@ -75,22 +89,74 @@ impl Shared {
             return Err(peer_said(what));
         }
         let entered = plan.clone();
-        self.with_ledger(move |ledger| ledger.expect_section(&entered)).await?;
-        if lock(&self.announced).insert(plan.section) {
+        let durable = self
+            .with_ledger(move |ledger| {
+                ledger.expect_section(&entered)?;
+                let mut durable = Vec::new();
+                for mfov in &entered.mfovs {
+                    if mfov.tiles.is_empty() || ledger.is_settled(mfov.id)? {
+                        durable.push(mfov.id);
+                    }
+                }
+                Ok(durable)
+            })
+            .await?;
+        let newer = {
+            let mut announced = lock(&self.announced);
+            let known = announced.get(&plan.section).copied();
+            announced.insert(plan.section, known.map_or(plan.version, |v| v.max(plan.version)));
+            known.is_none_or(|v| plan.version > v)
+        };
+        if newer {
             // It may wait for room in an edge: not on a thread of the runtime.
             let announced = plan.clone();
             tokio::task::block_in_place(|| (self.on_section)(announced));
         }
-        plan.mfovs.iter().filter(|m| m.tiles.is_empty()).for_each(|m| self.desk.settle(m.id));
-        self.desk.say(ToScope::Promised(plan.section));
         self.plans.send_modify(|plans| {
+            if plans.iter().any(|p| p.section == plan.section && p.version > plan.version) {
+                return;
+            }
             plans.retain(|p| p.section != plan.section);
-            plans.push(plan);
+            plans.push(plan.clone());
             if plans.len() > PLANS {
                 plans.remove(0);
             }
         });
+        // After the plan is at hand: its mFOVs may come as soon as this is said.
+        self.desk.say(ToScope::Promised { section: plan.section, durable });
         Ok(())
+    }
+
+    /// Notes how far mFOVs are at the scope.
+    pub(super) async fn reached(&self, mfovs: Vec<MfovId>, step: Step) -> Result<(), End> {
+        let state = match step {
+            Step::Seen => State::Seen,
+            Step::Spooled => State::Spooled,
+            Step::Sent => State::Sent,
+        };
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64);
+        self.with_ledger(move |ledger| {
+            for mfov in mfovs {
+                match ledger.advance(mfov, state, now) {
+                    // Its promise is not told yet or not any more: it is settled without this news.
+                    Err(LedgerError::UnknownMfov { .. }) | Ok(_) => {}
+                    Err(other) => return Err(other),
+                }
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    /// A reader waits for room from here on until the answer is dropped.
+    pub(super) fn waits(&self) -> Waiting<'_> {
+        self.waiting.fetch_add(1, Relaxed);
+        Waiting(&self.waiting)
+    }
+
+    /// Whether a reader waits for room.
+    pub(super) fn is_waiting(&self) -> bool {
+        self.waiting.load(Relaxed) > 0
     }
 
     /// The plan of a section; waits for it, because its message and its pixels travel on different streams.
@@ -142,6 +208,12 @@ impl Shared {
         let mut summary = lock(&self.summary);
         summary.refused += 1;
         summary.last_refusal = Some(text);
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
     }
 }
 

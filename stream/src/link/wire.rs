@@ -1,12 +1,12 @@
 //! What goes over the wire.
 //!
 //! ```text
-//! control stream (one, both ways):   length u32 LE | JSON message
+//! control stream (one, both ways):   length u32 LE | JSON message; from either side at least one a second
 //! mFOV stream (one way, one each):   "KMFV" | mfov id | frame … frame | end frame
 //! frame, 64 bytes, then its body:    0 kind | 2..16 tile key | 16..20 width | 20..24 height | 24..28 body bytes | 32..64 BLAKE3
 //! ```
 //! Integers of frames are little-endian, ids as in the ledger. The hash is that of the body. Frames without a body, of tiles
-//! that came again, go before all others: they are noted before the mFOV can be whole.
+//! that came again (their `width` says how often), go before all others: they are noted before the mFOV can be whole.
 
 use std::sync::Arc;
 
@@ -15,13 +15,14 @@ use quinn::{RecvStream, SendStream};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::status::ScopeStatus;
 use super::{End, peer_said};
 use crate::ids::{MfovId, SectionId, TileKey};
 use crate::ledger::{ContentHash, MFOV_KEY_BYTES, TILE_KEY_BYTES, mfov_bytes, mfov_from, tile_bytes, tile_from};
 use crate::plan::SectionPlan;
 
 /// Raised with every change of this module.
-pub(super) const PROTOCOL: u32 = 1;
+pub(super) const PROTOCOL: u32 = 2;
 
 /// Longest control message: the plan of a section of some thousand mFOVs.
 pub const MAX_CONTROL: Bytes = Bytes::mib(32);
@@ -31,8 +32,12 @@ pub const MAX_CONTROL: Bytes = Bytes::mib(32);
 pub(super) enum ToHead {
     /// First message of a connection.
     Hello { protocol: u32, digest: ContentHash },
-    /// A section's promise.
+    /// A section's promise, or its next version.
     Section(Arc<SectionPlan>),
+    /// How far these mFOVs are at the scope.
+    Reached { step: Step, mfovs: Vec<MfovId> },
+    /// The scope, now. Once a second.
+    Status(ScopeStatus),
     /// A tile came again after its mFOV had been sent; its pixels stay where they are.
     Again { key: TileKey, hash: ContentHash },
     /// A tile came that no plan promised; its pixels stay where they are.
@@ -44,18 +49,31 @@ pub(super) enum ToHead {
 /// From the head to the scope.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum ToScope {
-    /// Answer to the hello: what need not be sent again.
-    Welcome { durable: Vec<MfovId> },
+    /// Answer to the hello.
+    Welcome,
     /// Answer to the hello: not with this run.
     Refused { why: String },
-    /// The section's promise is in the ledger.
-    Promised(SectionId),
+    /// The section's promise is in the ledger; these of its mFOVs are durable and need not be sent.
+    Promised { section: SectionId, durable: Vec<MfovId> },
+    /// The head lives; `waiting` says that tiles wait for room in it. Once a second.
+    Beat { waiting: bool },
     /// Every tile of the mFOV is durable or lost in the ledger: its bytes may be forgotten.
     Durable(MfovId),
     /// The mFOV came damaged: please send it again.
     Again(MfovId),
     /// Answer to the end.
     Ended,
+}
+
+/// How far an mFOV is at the scope.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum Step {
+    /// The instrument has begun it.
+    Seen,
+    /// It is whole in the spool.
+    Spooled,
+    /// It is on its way.
+    Sent,
 }
 
 /// What a frame holds.
@@ -84,7 +102,8 @@ pub(super) struct FrameHead {
     pub(super) hash: ContentHash,
 }
 
-const FRAME: usize = 64;
+/// Bytes of a frame's head.
+pub(super) const FRAME: usize = 64;
 const MAGIC: &[u8; 4] = b"KMFV";
 const OPENING: usize = 4 + MFOV_KEY_BYTES;
 

@@ -85,7 +85,8 @@ impl Place {
         let link = format!("[link]\naddress = {address:?}\nkeys = {:?}\n", text(keys));
         let path = self.path(name);
         let settings = "[link.settings]\ngive_up_seconds = 60.0\n";
-        std::fs::write(&path, format!("{site}\n{link}{settings}")).expect("writable");
+        let spool = format!("[spool]\nfolder = {:?}\n", text(&self.path("spool")));
+        std::fs::write(&path, format!("{site}\n{link}{settings}{spool}")).expect("writable");
         path
     }
 
