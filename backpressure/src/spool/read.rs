@@ -17,8 +17,8 @@ pub struct Reader {
     open: Option<(u32, File)>,
 }
 
-/// A record whose header was checked, and the beginning of its bytes.
-#[derive(Debug)]
+/// A record whose header was checked. Its head and payload are not: compare with the hash.
+#[derive(Clone, Copy, Debug)]
 pub struct Opened {
     /// Whose it is.
     pub group: Group,
@@ -28,19 +28,16 @@ pub struct Opened {
     pub head: usize,
     /// Bytes of payload.
     pub payload: usize,
-    /// As read from disk: head and payload, as far as read, begin at [`Self::START`]. Not checked against the hash.
-    pub bytes: Vec<u8>,
+    /// Bytes of head and payload that were read; they begin at [`Self::START`] of the buffer.
+    pub read: usize,
     at: Position,
 }
 
 impl Opened {
-    /// Where the head begins in `bytes`.
+    /// Where the head begins in the buffer.
     pub const START: usize = HEADER;
-
-    /// Bytes of head and payload that were not read yet.
-    pub fn left(&self) -> usize {
-        (HEADER + self.head + self.payload).saturating_sub(self.bytes.len())
-    }
+    /// Shortest buffer for [`Reader::open`].
+    pub const SHORTEST: usize = HEADER + MOST_HEAD;
 }
 
 impl Reader {
@@ -48,33 +45,30 @@ impl Reader {
         Self { folder, identity, open: None }
     }
 
-    /// Reads a record's header and up to `most` bytes of its head and payload. `None` where its segment is gone: released.
-    pub fn open(&mut self, at: Position, most: usize) -> Result<Option<Opened>, SpoolError> {
-        let wanted = HEADER + most.max(MOST_HEAD);
+    /// Reads a record's header and as much of its head and payload as goes into `buffer`, which is best as long as the record
+    /// or what is wanted of it, and at least [`Opened::SHORTEST`]. `None` where its segment is gone: released.
+    pub fn open(&mut self, at: Position, buffer: &mut [u8]) -> Result<Option<Opened>, SpoolError> {
         let Some(file) = self.file(at.segment())? else { return Ok(None) };
-        let mut bytes = vec![0; wanted];
-        let got = read_up_to(file, &mut bytes, at.offset());
+        let got = read_up_to(file, buffer, at.offset());
         let got = got.map_err(SpoolError::io("read", &segment_path(&self.folder, at.segment())))?;
-        bytes.truncate(got);
-        let header = Header::decode(&bytes, at, &self.identity).ok_or_else(|| self.damaged(at, "no such record"))?;
+        let header = Header::decode(&buffer[..got], at, &self.identity);
+        let header = header.ok_or_else(|| self.damaged(at, "no such record"))?;
         let (head, payload) = (usize::from(header.head), header.payload as usize);
         // The whole of a short record, and nothing of the next.
-        let end = (HEADER + head + payload).min(wanted);
-        if bytes.len() < end {
+        let end = (HEADER + head + payload).min(buffer.len());
+        if got < end {
             return Err(self.damaged(at, "cut short"));
         }
-        bytes.truncate(end);
-        Ok(Some(Opened { group: header.group, hash: header.hash, head, payload, bytes, at }))
+        Ok(Some(Opened { group: header.group, hash: header.hash, head, payload, read: end - HEADER, at }))
     }
 
-    /// Reads on: the next up to `most` bytes behind the first `done` of head and payload.
-    pub fn next(&mut self, record: &Opened, done: usize, most: usize) -> Result<Option<Vec<u8>>, SpoolError> {
+    /// Reads on, behind the first `done` bytes of head and payload, as much as there is and goes into `buffer`.
+    pub fn next(&mut self, record: &Opened, done: usize, buffer: &mut [u8]) -> Result<Option<usize>, SpoolError> {
         let at = record.at;
-        let length = (record.head + record.payload).saturating_sub(done).min(most);
+        let length = (record.head + record.payload).saturating_sub(done).min(buffer.len());
         let Some(file) = self.file(at.segment())? else { return Ok(None) };
-        let mut bytes = vec![0; length];
-        match file.read_exact_at(&mut bytes, at.offset() + (HEADER + done) as u64) {
-            Ok(()) => Ok(Some(bytes)),
+        match file.read_exact_at(&mut buffer[..length], at.offset() + (HEADER + done) as u64) {
+            Ok(()) => Ok(Some(length)),
             Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => Err(self.damaged(at, "cut short")),
             Err(e) => Err(SpoolError::io("read", &segment_path(&self.folder, at.segment()))(e)),
         }
@@ -82,33 +76,34 @@ impl Reader {
 
     /// Reads a record's payload, checked against its hash.
     pub fn whole(&mut self, at: Position) -> Result<Option<Vec<u8>>, SpoolError> {
-        let Some(mut record) = self.open(at, 1 << 16)? else { return Ok(None) };
-        let done = record.bytes.len() - HEADER;
-        let left = record.left();
-        let Some(rest) = self.next(&record, done, left)? else { return Ok(None) };
-        record.bytes.extend(rest);
-        let payload = record.bytes.split_off(HEADER + record.head);
-        if *blake3::hash(&payload).as_bytes() != record.hash {
-            return Err(self.damaged(at, "the payload does not have its hash"));
-        }
-        Ok(Some(payload))
+        let mut payload = Vec::new();
+        Ok(self.pieces(at, |piece| payload.extend_from_slice(piece))?.map(|()| payload))
     }
 
-    /// Checks a record's payload against its hash, in pieces.
+    /// Checks a record's payload against its hash.
     pub fn verify(&mut self, at: Position) -> Result<(), SpoolError> {
-        const PIECE: usize = 1 << 18;
-        let gone = |reader: &Self| reader.damaged(at, "its segment is missing");
-        let record = self.open(at, PIECE)?.ok_or_else(|| gone(self))?;
+        self.pieces(at, |_| {})?.ok_or_else(|| self.damaged(at, "its segment is missing"))
+    }
+
+    /// Gives a record's payload piece by piece, then says whether it has its hash.
+    fn pieces(&mut self, at: Position, mut give: impl FnMut(&[u8])) -> Result<Option<()>, SpoolError> {
+        const PIECE: usize = 1 << 17;
+        let mut buffer = vec![0; PIECE];
+        let Some(record) = self.open(at, &mut buffer)? else { return Ok(None) };
         let mut hasher = blake3::Hasher::new();
-        hasher.update(&record.bytes[HEADER + record.head..]);
-        let mut done = record.bytes.len() - HEADER;
+        let mut take = |piece: &[u8]| {
+            hasher.update(piece);
+            give(piece);
+        };
+        take(&buffer[HEADER + record.head..HEADER + record.read]);
+        let mut done = record.read;
         while done < record.head + record.payload {
-            let bytes = self.next(&record, done, PIECE)?.ok_or_else(|| gone(self))?;
-            hasher.update(&bytes);
-            done += bytes.len();
+            let Some(got) = self.next(&record, done, &mut buffer)? else { return Ok(None) };
+            take(&buffer[..got]);
+            done += got;
         }
         if *hasher.finalize().as_bytes() == record.hash {
-            Ok(())
+            Ok(Some(()))
         } else {
             Err(self.damaged(at, "the payload does not have its hash"))
         }

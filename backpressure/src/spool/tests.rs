@@ -65,10 +65,12 @@ fn what_is_appended_reads_back_in_any_order_and_by_pieces() {
     for i in [5, 0, 3, 6, 2, 1, 4_usize] {
         assert_eq!(content(&spool, at[i]), Some(bytes(i as u64, lengths[i])));
         let mut reader = spool.reader();
-        let opened = reader.open(at[i], 1000).expect("whole").expect("there");
-        let mut all = opened.bytes[Opened::START..].to_vec();
+        let mut buffer = vec![0; 1000];
+        let opened = reader.open(at[i], &mut buffer).expect("whole").expect("there");
+        let mut all = buffer[Opened::START..Opened::START + opened.read].to_vec();
         while all.len() < opened.head + opened.payload {
-            all.extend(reader.next(&opened, all.len(), 999).expect("whole").expect("there"));
+            let got = reader.next(&opened, all.len(), &mut buffer[..999]).expect("whole").expect("there");
+            all.extend(&buffer[..got]);
         }
         assert_eq!(all, [&(i as u64).to_be_bytes()[..], &bytes(i as u64, lengths[i])].concat());
     }

@@ -33,6 +33,7 @@ mod read;
 mod scope;
 mod sending;
 mod shared;
+mod spare;
 mod status;
 mod tile_spool;
 mod wire;
@@ -223,7 +224,9 @@ impl LinkSettings {
     /// Lines that a side enters into the budget when it opens: for the sheet of `kinesin check`.
     pub fn budget_lines(&self, role: Role) -> [(&'static str, Bytes); 2] {
         match role {
-            Role::Head => [("link receive windows", self.window()), ("link control messages", MAX_CONTROL)],
+            Role::Head => {
+                [("link receive windows", self.window() + spare::Spare::MOST), ("link control messages", MAX_CONTROL)]
+            }
             Role::Scope => {
                 let pieces = Bytes(2 * sending::PIECE as u64) * u64::from(self.streams);
                 [("link send windows", self.window() + pieces), ("scope control messages", MAX_CONTROL)]

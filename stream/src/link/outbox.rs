@@ -9,6 +9,7 @@ use tokio::sync::{Notify, watch};
 
 use super::queue::{Held, Job, NOTES, PAST, Promise, Say, State};
 use super::scope::{ScopeSummary, TRIES};
+use super::sending::Buffers;
 use super::shared::lock;
 use super::status::{Asked, ScopeStatus};
 use super::tile_spool::{Shipment, TileSpool};
@@ -21,6 +22,7 @@ use crate::plan::SectionPlan;
 #[derive(Debug)]
 pub(super) struct Outbox {
     pub(super) tiles: TileSpool,
+    pub(super) buffers: Buffers,
     state: Mutex<State>,
     /// One task of the newest connection waits on each.
     messages: Notify,
@@ -37,9 +39,10 @@ pub(super) struct Outbox {
 }
 
 impl Outbox {
-    pub(super) fn new(tiles: TileSpool) -> Self {
+    pub(super) fn new(tiles: TileSpool, buffers: Buffers) -> Self {
         Self {
             tiles,
+            buffers,
             state: Mutex::default(),
             messages: Notify::new(),
             shipments: Notify::new(),

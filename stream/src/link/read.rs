@@ -115,7 +115,9 @@ async fn tile(
         let _waiting = shared.waits();
         tiles.reserve(bytes).await.map_err(End::Closed)?
     };
-    let data = read_body(shared, stream, frame.body).await?;
+    let mut data = shared.spare.take(frame.body as usize);
+    read_body(shared, stream, frame.body, &mut data).await?;
+    let data = shared.spare.lend(data);
     let pixels = Pixels::new(frame.width as usize, frame.height as usize, data);
     if pixels.hash() != frame.hash.0 {
         return Err(End::Damaged(frame.key.mfov));
@@ -146,7 +148,8 @@ async fn loss(
     if !shared.desk.wants(frame.key) {
         return skip(shared, stream, frame.body).await;
     }
-    let json = read_body(shared, stream, frame.body).await?;
+    let mut json = Vec::new();
+    read_body(shared, stream, frame.body, &mut json).await?;
     if blake3::hash(&json) != frame.hash.0 {
         return Err(End::Damaged(frame.key.mfov));
     }
@@ -174,15 +177,15 @@ async fn skip(shared: &Shared, stream: &mut RecvStream, bytes: u32) -> Result<()
     Ok(())
 }
 
-/// Reads a body, after its bytes were leased; into memory that was not written before.
-async fn read_body(shared: &Shared, stream: &mut RecvStream, bytes: u32) -> Result<Vec<u8>, End> {
+/// Reads a body, after its bytes were leased.
+async fn read_body(shared: &Shared, stream: &mut RecvStream, bytes: u32, body: &mut Vec<u8>) -> Result<(), End> {
     let bytes = bytes as usize;
-    let mut body = Vec::with_capacity(bytes);
+    body.reserve_exact(bytes);
     while body.len() < bytes {
         let chunk = patient(shared, async { Ok(stream.read_chunk(bytes - body.len(), true).await?) }).await?;
         body.extend_from_slice(&chunk.ok_or(End::Done)?.bytes);
     }
-    Ok(body)
+    Ok(())
 }
 
 /// Waits for what the scope has begun, but not for ever.

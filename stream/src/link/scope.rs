@@ -12,6 +12,7 @@ use tokio::task::{JoinHandle, block_in_place};
 
 use super::line::Line;
 use super::outbox::Outbox;
+use super::sending::Buffers;
 use super::status::{Asked, ScopeStatus};
 use super::tile_spool::{Shipment, TileSpool};
 use super::wire::ToHead;
@@ -93,7 +94,7 @@ impl Scope {
             Endpoint::new(endpoint, None, socket, Arc::new(TokioRuntime)).map_err(bound)?
         };
         endpoint.set_default_client_config(client);
-        let outbox = Arc::new(Outbox::new(tiles));
+        let outbox = Arc::new(Outbox::new(tiles, Buffers::new(bytes.0)));
         for section in whole.iter().map(|s| s.mfov.section).collect::<BTreeSet<_>>() {
             if let Some(plan) = outbox.tiles.plan(section)? {
                 outbox.announce(&plan);

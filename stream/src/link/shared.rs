@@ -12,6 +12,7 @@ use tokio::sync::watch;
 
 use super::desk::Desk;
 use super::head::{HeadConfig, HeadSummary};
+use super::spare::Spare;
 use super::status::ScopeStatus;
 use super::wire::{PROTOCOL, Step, ToScope};
 use super::{End, LinkError, peer_said};
@@ -33,6 +34,8 @@ pub(super) struct Shared {
     on_section: Box<dyn Fn(Arc<SectionPlan>) + Send + Sync>,
     pub(super) control: Pool,
     pub(super) run: RunToken,
+    /// Memory for tiles.
+    pub(super) spare: Spare,
     /// Readers that wait for room.
     waiting: AtomicU32,
     /// The scope's last status; none while it is not there.
@@ -65,6 +68,7 @@ impl Shared {
             plans,
             summary: Mutex::default(),
             announced: Mutex::default(),
+            spare: Spare::default(),
             waiting: AtomicU32::new(0),
             status: Mutex::default(),
         }

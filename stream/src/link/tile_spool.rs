@@ -261,9 +261,16 @@ impl Manifest {
     }
 }
 
+/// Bytes of a reason, at most; the head takes 64 KiB. Nobody reads more.
+const LONGEST_REASON: usize = 32 << 10;
+
 /// The frame of a loss.
 pub(super) fn loss_frame(key: TileKey, reason: &Reason) -> (FrameHead, Vec<u8>) {
-    let json = serde_json::to_vec(reason).expect("a reason is strings");
+    let mut json = serde_json::to_vec(reason).expect("a reason is strings");
+    if json.len() > LONGEST_REASON {
+        let short = Reason::NotAcquired(reason.to_string().chars().take(LONGEST_REASON / 8).collect());
+        json = serde_json::to_vec(&short).expect("a reason is strings");
+    }
     let hash = ContentHash(*blake3::hash(&json).as_bytes());
     (FrameHead { kind: Kind::Lost, key, width: 0, height: 0, body: json.len() as u32, hash }, json)
 }

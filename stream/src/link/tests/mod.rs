@@ -227,7 +227,7 @@ impl Site {
         let summary = self.runtime.block_on(self.head.join());
         self.runner.join().expect("no fault");
         // What stays are the windows.
-        assert_eq!(self.budget.leased_now(), settings().window());
+        assert_eq!(self.budget.leased_now(), settings().budget_lines(Role::Head)[0].1);
         assert!(self.budget.peak_leased() <= self.budget.total(), "{:?}", self.budget.lines());
         let came = lock(&self.store.came).clone();
         (summary, came, self.ledger)
