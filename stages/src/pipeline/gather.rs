@@ -76,6 +76,8 @@ pub struct Gather {
 #[derive(Debug)]
 struct Open {
     plan: Arc<SectionPlan>,
+    /// Its stage stops of this version.
+    promised: usize,
     done: BTreeSet<MfovId>,
     tiles: BTreeMap<TileKey, TileQuality>,
     lost: BTreeMap<TileKey, Reason>,
@@ -119,8 +121,9 @@ impl Gather {
             return if late { Err(GatherError::TooLate { mfov: done.mfov, version }) } else { Ok((Vec::new(), None)) };
         }
         let of_section = self.open.range_mut((id.0, 0)..=(id.0, u32::MAX));
-        of_section.filter(|(_, o)| o.plan.version < done.plan.version).for_each(|(_, o)| o.plan = done.plan.clone());
-        let open = self.open.entry(id).or_insert_with(|| Open::new(done.plan.clone()));
+        let older = of_section.filter(|(_, o)| o.plan.version < done.plan.version);
+        older.for_each(|(id, o)| (o.plan, o.promised) = (done.plan.clone(), stops(&done.plan, id.1)));
+        let open = self.open.entry(id).or_insert_with(|| Open::new(done.plan.clone(), version));
         if !open.done.insert(done.mfov) {
             return Ok((Vec::new(), None));
         }
@@ -134,7 +137,7 @@ impl Gather {
         open.named.extend(ready.iter().map(|p| (p.p, p.q)));
         open.tiles.extend(done.tiles);
         open.lost.extend(done.lost);
-        if open.done.len() < stops(&open.plan, version) {
+        if open.done.len() < open.promised {
             return Ok((ready, None));
         }
         let mut open = self.open.remove(&id).expect("it is being closed");
@@ -152,10 +155,11 @@ impl Gather {
 }
 
 impl Open {
-    fn new(plan: Arc<SectionPlan>) -> Self {
+    fn new(plan: Arc<SectionPlan>, version: u32) -> Self {
+        let promised = stops(&plan, version);
         let longest = plan.tiles().map(|t| t.size.x.max(t.size.y)).max().unwrap_or(1);
         let (done, tiles, lost, named) = (BTreeSet::new(), BTreeMap::new(), BTreeMap::new(), BTreeSet::new());
-        Self { plan, done, tiles, lost, near: Neighbours::new(longest), named }
+        Self { plan, promised, done, tiles, lost, near: Neighbours::new(longest), named }
     }
 
     fn closed(self, revision: u32) -> Closed {
@@ -312,6 +316,31 @@ mod tests {
         for (a, b, wanted) in [(GOOD, GOOD, new), (blank, GOOD, new), (GOOD, blank, old), (blank, blank, new)] {
             assert_eq!(current(&BTreeMap::from([(old, a), (new, b)])), BTreeSet::from([wanted]));
         }
+    }
+
+    #[test]
+    fn thousands_of_stops_are_gathered_with_the_pairs_of_all_tiles_at_once() {
+        let section = SectionId(9);
+        let stop = |n: u32| {
+            let id = MfovId::new(section, RegionId(0), n);
+            let tile = |beam: u16| PlannedTile {
+                key: TileKey { mfov: id, beam: BeamId(beam) },
+                name: format!("{n}_{beam}"),
+                nominal: Xy::new(f64::from(n % 80 * 4 + u32::from(beam % 4)) * 92.0, f64::from(n / 80) * 92.0),
+                size: Xy::new(100, 100),
+            };
+            MfovPlan { id, revision: 0, tiles: (0..4).map(tile).collect() }
+        };
+        let mfovs: Vec<MfovPlan> = (0..4000).map(stop).collect();
+        let plan = Arc::new(SectionPlan { section, serial: SerialIndex(0), name: "s".into(), version: 0, mfovs });
+        let mut gather = Gather::new(InspectConfig::default(), MatchConfig::default());
+        // 1777 and 4000 share no factor: every stop once, far from the one before.
+        let order = (0..4000).map(|i| plan.mfovs[i * 1777 % 4000].id);
+        let closed = order.filter_map(|m| gather.add(done(&plan, m)).expect("in time").1).last().expect("it closes");
+        let all = crate::pointmatch::pairs(&plan, &plan.tiles().map(|t| t.key).collect(), &MatchConfig::default());
+        // 50 rows of 319 pairs, 49 of 320 between them.
+        assert_eq!(closed.pairs.len(), 50 * 319 + 49 * 320);
+        assert_eq!(closed.pairs, all.iter().map(|p| (p.p, p.q)).collect::<Vec<_>>());
     }
 
     #[test]
