@@ -91,7 +91,9 @@ fn file(ledger: &Ledger, filter: &Filter, path: &Path, write: Export, as_json: b
         lost += u64::from(entry.state == State::Lost);
         Ok(entry)
     });
-    let part = path.with_added_extension("part");
+    let mut part = path.as_os_str().to_owned();
+    part.push(".part");
+    let part = std::path::PathBuf::from(part);
     write(&part, &mut entries).map_err(|e| Failure::Fault(format!("cannot write {}: {e}", path.display())))?;
     drop(entries);
     std::fs::rename(&part, path).map_err(|e| Failure::Fault(format!("cannot write {}: {e}", path.display())))?;

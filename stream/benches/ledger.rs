@@ -35,7 +35,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     // As a crash leaves it: copied while it is open.
     let crashed = tempfile::tempdir()?;
     std::fs::copy(ledger.path(), crashed.path().join(Ledger::FILE))?;
-    let ((), took) = timed(|| Ok(drop(ledger)))?;
+    let ((), took) = timed(|| {
+        drop(ledger);
+        Ok(())
+    })?;
     println!("close: {took:.2?}");
     let bytes = std::fs::metadata(dir.path().join(Ledger::FILE))?.len();
     println!("file: {:.1} MiB, {} bytes a tile", bytes as f64 / f64::from(1 << 20), bytes / tiles);

@@ -181,9 +181,18 @@ mod tests {
         let (gate, runner) = (Arc::new(Gate::default()), Runner::new(&Budget::new()));
         gate.set(Rung::SpoolOnly);
         let (a, b, c) = (gate.clone(), gate.clone(), gate);
-        runner.spawn("flood", move |run| Ok(assert!(a.next(run)?.is_none())));
-        runner.spawn("network", move |run| Ok(assert!(b.pause(run) > Duration::ZERO)));
-        runner.spawn("archive", move |run| Ok(c.take_tiles(run)));
+        runner.spawn("flood", move |run| {
+            assert!(a.next(run)?.is_none());
+            Ok(())
+        });
+        runner.spawn("network", move |run| {
+            assert!(b.pause(run) > Duration::ZERO);
+            Ok(())
+        });
+        runner.spawn("archive", move |run| {
+            c.take_tiles(run);
+            Ok(())
+        });
         runner.stop_handle().stop("enough");
         assert!(runner.join().is_err(), "the stop is told");
     }

@@ -55,6 +55,9 @@ struct Tables {
     qualities: MfovTable,
 }
 
+/// A tile's state, and its place and content where it is in the archive.
+pub type Stored = (State, Option<(Place, ContentHash)>);
+
 impl Ledger {
     /// One tile's row; `None` where no plan promised it.
     pub fn tile(&self, key: TileKey) -> Result<Option<Row>, LedgerError> {
@@ -63,7 +66,7 @@ impl Ledger {
     }
 
     /// Where a tile stands, and its place and content where it is in the archive: quicker than [`Self::tile`].
-    pub fn stored(&self, key: TileKey) -> Result<Option<(State, Option<(Place, ContentHash)>)>, LedgerError> {
+    pub fn stored(&self, key: TileKey) -> Result<Option<Stored>, LedgerError> {
         let (t, id) = (self.read()?, mfov_bytes(key.mfov));
         let standings = t.open_table(STANDINGS).map_err(self.store())?;
         let Some(standing) = standings.get(&id).map_err(self.store())? else { return Ok(None) };

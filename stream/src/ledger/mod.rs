@@ -40,7 +40,7 @@ use redb::{
 };
 use serde::Serialize;
 
-pub use ask::{Filter, Rows};
+pub use ask::{Filter, Rows, Stored};
 pub use error::LedgerError;
 pub use key::{MFOV_KEY_BYTES, TILE_KEY_BYTES, mfov_bytes, mfov_from, tile_bytes, tile_from};
 pub use row::{ContentHash, Duplicates, Outcome, Place, Row};

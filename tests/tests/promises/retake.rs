@@ -281,7 +281,6 @@ enabled = false
 "#;
 
 #[test]
-#[ignore = "not run yet against the link that carries amendments: take this line off then"]
 fn the_ledger_keeps_what_was_superseded_and_the_sums_agree() {
     let place = Place::new();
     place.run(SITE, "out", &[]).expect(0);
@@ -308,7 +307,6 @@ fn the_ledger_keeps_what_was_superseded_and_the_sums_agree() {
 }
 
 #[test]
-#[ignore = "not run yet against the link that carries amendments: take this line off then"]
 fn a_run_killed_while_it_makes_a_version_and_started_again_leaves_the_same_bytes() {
     let place = Place::new();
     place.run(SITE, "whole", &["--workers", "1"]).expect(0);
