@@ -5,6 +5,7 @@
 //! | [`size`] | [`Bytes`] and [`Cost`]: how much memory an item keeps alive |
 //! | [`budget`] | [`Budget`]: the sheet of named lines, what each holds now and held at most |
 //! | [`credit`] | [`Pool`] and [`Credit`]: leases on memory, granted first come first served |
+//! | [`disk`] | [`DiskLimits`]: a share of a disk, or a slower one, for fault scenarios |
 //! | [`edge`](mod@edge) | [`edge()`]: a queue bounded in bytes between two boxes of the picture |
 //! | [`governor`] | [`Governor`]: from depths and rates to how much is done and how fast the instrument goes |
 //! | [`spool`] | [`Spool`](spool::Spool): what waits on disk, checksummed and crash-safe, bounded in bytes |
@@ -33,6 +34,7 @@
 mod block;
 pub mod budget;
 pub mod credit;
+pub mod disk;
 pub mod edge;
 pub mod governor;
 pub mod size;
@@ -40,6 +42,7 @@ pub mod spool;
 
 pub use budget::{Budget, LineReport};
 pub use credit::{Credit, Pool};
+pub use disk::DiskLimits;
 pub use edge::{Closed, Metered, Receiver, Sender, Slot, edge};
 pub use governor::Governor;
 pub use size::{Bytes, Cost, ParseBytesError};

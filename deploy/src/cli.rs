@@ -83,6 +83,9 @@ pub struct RunArgs {
     /// Replace a stage by its nominal input, to see what it earns: `stitch`, `align`, `mask` (repeatable).
     #[arg(long, value_enum)]
     pub nominal: Vec<Nominal>,
+    /// A fault scenario such as those in `sim/scenarios`: what this process does to itself. Never changes what comes out.
+    #[arg(long, value_name = "FILE")]
+    pub scenario: Option<PathBuf>,
 }
 
 /// `kinesin send`.
@@ -90,6 +93,9 @@ pub struct RunArgs {
 pub struct SideArgs {
     /// The site file.
     pub site: PathBuf,
+    /// A fault scenario such as those in `sim/scenarios`: what this process does to itself. Never changes what comes out.
+    #[arg(long, value_name = "FILE")]
+    pub scenario: Option<PathBuf>,
     /// Overrides of the site file.
     #[command(flatten)]
     pub tune: Tune,

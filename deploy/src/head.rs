@@ -10,6 +10,7 @@ use kinesin_acquire::admit::{self, AdmitConfig, AdmitSummary};
 use kinesin_acquire::throttle::Throttled;
 use kinesin_backpressure::Budget;
 use kinesin_backpressure::governor::Rung;
+use kinesin_sim::scenario::Side;
 use kinesin_sim::scope::Scene;
 use kinesin_stages::archive::Archive;
 use kinesin_stages::pipeline::{Factories, FloodMeter, Gate, Line, LineConfig, Moment, Source, Telemetry};
@@ -28,7 +29,7 @@ use crate::outcome::{Failure, Outcome};
 use crate::progress::Progress;
 use crate::report::{self, LinkCounts, Report, TileCounts};
 use crate::site::SiteFile;
-use crate::{metrics, prepare, score};
+use crate::{metrics, prepare, scenario, score};
 
 /// Everything the head holds while it runs.
 pub(crate) struct HeadSide {
@@ -55,7 +56,15 @@ pub(crate) struct HeadSide {
 }
 
 impl HeadSide {
-    pub(crate) fn open(site: &SiteFile, args: &RunArgs, out: &Path, plan: &RunPlan) -> Result<Self, Failure> {
+    /// `sides` are those that this process is, for the fault scenario.
+    pub(crate) fn open(
+        site: &SiteFile,
+        args: &RunArgs,
+        out: &Path,
+        plan: &RunPlan,
+        sides: &[Side],
+    ) -> Result<Self, Failure> {
+        let inside = scenario::inside(args.scenario.as_deref(), sides)?;
         if let Some(recorded) = &site.instrument.recorded {
             prepare::apart(&recorded.path, out)?;
         }
@@ -72,9 +81,9 @@ impl HeadSide {
             }
             other => Failure::fault(other),
         })?;
-        let archive = Archive::open(out, ledger.clone()).map_err(Failure::fault)?;
+        let archive = Archive::open_on(out, ledger.clone(), inside.head_disk).map_err(Failure::fault)?;
         let events = Arc::new(EventLog::open(out).map_err(Failure::fault)?);
-        let runner = Runner::new(&budget);
+        let runner = Runner::with_points(&budget, inside.points);
         let tokio = tokio()?;
         interrupts(&tokio, runner.stop_handle());
         if let Some(address) = site.metrics.address {

@@ -14,6 +14,7 @@
 //! | [`govern`], [`events`], [`metrics`] | what happens when compute falls behind, and who is told |
 //! | [`score`] | `kinesin score` |
 //! | [`report`], [`progress`] | what people see |
+//! | `scenario` | `--scenario`: faults on purpose |
 //! | [`view`] | `kinesin view` |
 //! | [`ledger`] | `kinesin ledger`: where every tile stands, as table, JSON, CSV or Parquet |
 //! | [`outcome`] | exit codes |
@@ -36,6 +37,7 @@ pub mod prepare;
 pub mod progress;
 pub mod report;
 pub mod run;
+mod scenario;
 pub mod score;
 pub mod segment;
 pub mod site;

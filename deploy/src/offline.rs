@@ -32,6 +32,7 @@ use crate::{prepare, report, segment};
 
 /// `kinesin sim`.
 pub fn sim(args: &RunArgs, as_json: bool) -> Result<Outcome, Failure> {
+    crate::scenario::refused(args.scenario.as_deref(), "sim")?;
     let site = SiteFile::load(&args.site, &args.tune)?;
     let Some(out) = &args.out else {
         return Err(Failure::Input("no folder for the recording; give --out DIR".into()));

@@ -10,6 +10,7 @@ use kinesin_acquire::admit::{self, AdmitConfig, AdmitSummary, OnEvent};
 use kinesin_acquire::throttle::{Throttled, to_log};
 use kinesin_backpressure::Budget;
 use kinesin_backpressure::spool::SpoolError;
+use kinesin_sim::scenario::Side;
 use kinesin_stream::ledger::PlanDigest;
 use kinesin_stream::link::{Keys, LinkError, Role, ScopeConfig, make_keys};
 use kinesin_stream::plan::RunPlan;
@@ -24,6 +25,7 @@ use crate::instrument::Opened;
 use crate::outcome::{Failure, Outcome};
 use crate::prepare;
 use crate::progress::Progress;
+use crate::scenario;
 use crate::site::SiteFile;
 
 /// `kinesin keys`.
@@ -52,7 +54,7 @@ pub fn run(args: &RunArgs, as_json: bool) -> Result<Outcome, Failure> {
     if site.link.keys.is_some() {
         Keys::load(&configured_keys(&site)?, Role::Head).map_err(Failure::input)?;
     }
-    let mut head = HeadSide::open(&site, args, &out, &instrument.plan())?;
+    let mut head = HeadSide::open(&site, args, &out, &instrument.plan(), &[Side::Head, Side::Scope])?;
     let keys = link_keys(&site, &out)?;
     let address = head.listen(&site, Keys::load(&keys, Role::Head).map_err(Failure::input)?)?;
     let mut scope = scope_config(address, &keys, head.acquisition, &site, Some(&out))?;
@@ -83,7 +85,7 @@ pub fn receive(args: &RunArgs, as_json: bool) -> Result<Outcome, Failure> {
     let out = prepare::out(args.out.as_deref(), &site)?;
     let instrument = Opened::open(&site)?;
     let keys = configured_keys(&site)?;
-    let mut head = HeadSide::open(&site, args, &out, &instrument.plan())?;
+    let mut head = HeadSide::open(&site, args, &out, &instrument.plan(), &[Side::Head])?;
     let scene = instrument.scene();
     let address = head.listen(&site, Keys::load(&keys, Role::Head).map_err(Failure::input)?)?;
     head.start()?;
@@ -106,7 +108,8 @@ pub fn send(args: &SideArgs, as_json: bool) -> Result<Outcome, Failure> {
     let mut scope = scope_config(address, &keys, prepare::acquisition(&site, &plan), &site, site.out.as_deref())?;
     scope.on_event = OnEvent::new(|event| announced(event).iter().for_each(events::tell));
     let budget = Budget::new();
-    let runner = Runner::new(&budget);
+    let inside = scenario::inside(args.scenario.as_deref(), &[Side::Scope])?;
+    let runner = Runner::with_points(&budget, inside.points);
     let tokio = tokio()?;
     interrupts(&tokio, runner.stop_handle());
     let _governor = govern(&site, &plan, &tokio, &mut scope, |event| events::tell(&event));

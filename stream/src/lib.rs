@@ -12,10 +12,12 @@
 //! | [`ledger`] | the state of every promised tile, in an embedded store |
 //! | [`link`] | tiles from the microscope to the head, over QUIC |
 //! | [`runner`] | starts the threads, names who fails, counts who works |
+//! | [`fault_points`] | where a fault scenario touches the program; nothing without one |
 //! | [`volume`] | voxels at rest: readers of the volumes people have, writers of those that a run leaves |
 //!
 //! Absent on purpose: algorithms (they are in `stages`), instruments (`acquire`), configuration files (`deploy`).
 
+pub mod fault_points;
 pub mod geometry;
 pub mod ids;
 pub mod ledger;

@@ -17,6 +17,7 @@ use kinesin_backpressure::{Budget, Receiver, Sender};
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
+use crate::fault_points::{Armed, FaultPoints};
 use crate::stage::{Fault, Flow, Keyed, Outlet, Stage, StopError, Stopped};
 
 /// Starts threads and waits for them.
@@ -32,6 +33,7 @@ struct Run {
     token: CancellationToken,
     stages: Mutex<Vec<Arc<Counters>>>,
     faults: Mutex<Vec<RunError>>,
+    points: FaultPoints,
 }
 
 #[derive(Debug)]
@@ -41,6 +43,8 @@ struct Counters {
     items: AtomicU64,
     busy_nanos: AtomicU64,
     cpu_nanos: AtomicU64,
+    /// What a fault scenario does to it.
+    point: Option<Arc<Armed>>,
 }
 
 /// What a thread knows of the run: whether to go on, and where to count its work. Cheap to clone.
@@ -109,11 +113,17 @@ pub enum RunError {
 impl Runner {
     /// A runner whose stop closes every edge of `budget`.
     pub fn new(budget: &Budget) -> Self {
+        Self::with_points(budget, FaultPoints::default())
+    }
+
+    /// As [`Self::new`], with what a fault scenario does to the stages.
+    pub fn with_points(budget: &Budget, points: FaultPoints) -> Self {
         let run = Run {
             budget: budget.clone(),
             token: CancellationToken::new(),
             stages: Mutex::default(),
             faults: Mutex::default(),
+            points,
         };
         Self { run: Arc::new(run), threads: Mutex::default() }
     }
@@ -267,9 +277,17 @@ impl RunToken {
         self.run.token.cancelled().await;
     }
 
-    /// Says what is in work, for the message of a panic.
+    /// Says what is in work, for the message of a panic; once an item. A fault scenario may strike here.
     pub fn working_on(&self, label: String) {
         *lock(&self.item) = label;
+        if let Some(point) = &self.counters.point {
+            point.strike();
+        }
+    }
+
+    /// The wall clock, for records only: milliseconds since 1970, with the steps of a fault scenario.
+    pub fn unix_ms(&self) -> u64 {
+        self.run.points.clock.unix_ms()
     }
 
     /// Counts finished items and the time that they took.
@@ -317,6 +335,7 @@ impl Run {
             items: AtomicU64::new(0),
             busy_nanos: AtomicU64::new(0),
             cpu_nanos: AtomicU64::new(0),
+            point: self.points.arm(name),
         });
         stages.push(counters.clone());
         counters

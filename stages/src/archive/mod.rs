@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use kinesin_backpressure::Bytes;
+use kinesin_backpressure::{Bytes, DiskLimits};
 use kinesin_stream::geometry::BoxXy;
 use kinesin_stream::ids::{MfovId, TileKey};
 use kinesin_stream::ledger::{ContentHash, Duplicates, Ledger, LedgerError, Outcome, Place, State};
@@ -39,7 +39,7 @@ pub struct Archive(Arc<Inner>);
 struct Inner {
     folder: PathBuf,
     ledger: Ledger,
-    capacity: Option<Bytes>,
+    disk: DiskLimits,
     used: AtomicU64,
     open: Mutex<BTreeMap<MfovId, Arc<Mutex<OpenMfov>>>>,
 }
@@ -139,11 +139,11 @@ pub enum ArchiveError {
 impl Archive {
     /// Opens or creates `dir/archive`. Files that were not finished are dropped: nobody was told that they are durable.
     pub fn open(dir: &Path, ledger: Ledger) -> Result<Self, ArchiveError> {
-        Self::open_capped(dir, ledger, None)
+        Self::open_on(dir, ledger, DiskLimits::default())
     }
 
-    /// As [`Self::open`], for a disk that others use too: the archive takes at most `capacity` bytes.
-    pub fn open_capped(dir: &Path, ledger: Ledger, capacity: Option<Bytes>) -> Result<Self, ArchiveError> {
+    /// As [`Self::open`], for a disk that others use too, or that a fault scenario makes slow or full.
+    pub fn open_on(dir: &Path, ledger: Ledger, disk: DiskLimits) -> Result<Self, ArchiveError> {
         let folder = dir.join("archive");
         fs::create_dir_all(&folder).map_err(io_error("create", &folder))?;
         let mut used = 0;
@@ -157,7 +157,7 @@ impl Archive {
             }
         }
         let open = Mutex::default();
-        Ok(Self(Arc::new(Inner { folder, ledger, capacity, used: AtomicU64::new(used), open })))
+        Ok(Self(Arc::new(Inner { folder, ledger, disk, used: AtomicU64::new(used), open })))
     }
 
     /// Stores a tile, with what inspection measured.
@@ -303,7 +303,7 @@ impl Archive {
         let path = self.path(tile.key.mfov);
         let wanted = file::frame_bytes(&tile.pixels);
         let used = self.0.used.fetch_add(wanted.0, Ordering::Relaxed);
-        if self.0.capacity.is_some_and(|cap| used + wanted.0 > cap.0) {
+        if self.0.disk.capacity.is_some_and(|cap| used + wanted.0 > cap.0) {
             self.0.used.fetch_sub(wanted.0, Ordering::Relaxed);
             return Err(ArchiveError::StorageFull { path, wanted });
         }
@@ -311,6 +311,7 @@ impl Archive {
             Some(file) => file,
             None => open.file.insert(PartFile::create(&path)?),
         };
+        self.0.disk.before_write();
         file.append(tile.key, &tile.pixels, hash)
     }
 
@@ -320,6 +321,7 @@ impl Archive {
             return Ok(Put::Waiting);
         }
         if let Some(file) = open.file.take() {
+            self.0.disk.before_sync();
             file.finish(&self.0.folder)?;
         }
         let durable = std::mem::take(&mut open.durable)

@@ -149,7 +149,8 @@ fn a_full_disk_is_one_clear_error_and_nothing_accepted_is_lost() {
     // Room for one mFOV of two frames of 464 bytes, and for half of the next.
     let capacity = Some(Bytes(3 * 464 + 463));
     let ledger = Ledger::open(dir.path(), DIGEST).expect("new");
-    let archive = Archive::open_capped(dir.path(), ledger, capacity).expect("opens");
+    let disk = DiskLimits { capacity, ..DiskLimits::default() };
+    let archive = Archive::open_on(dir.path(), ledger, disk).expect("opens");
     archive.put(&tile(&plan, 0, 0, 0), None).expect("room");
     archive.put(&tile(&plan, 0, 1, 0), None).expect("room");
     archive.put(&tile(&plan, 1, 0, 0), None).expect("room");
