@@ -28,6 +28,8 @@ pub(crate) fn inside(file: Option<&Path>, sides: &[Side]) -> Result<Inside, Fail
 pub(crate) fn refused(file: Option<&Path>, command: &str) -> Result<(), Failure> {
     match file {
         None => Ok(()),
-        Some(_) => Err(Failure::Input(format!("--scenario is for run, receive and send; `kinesin {command}` has none"))),
+        Some(_) => {
+            Err(Failure::Input(format!("--scenario is for run, receive and send; `kinesin {command}` has none")))
+        }
     }
 }

@@ -267,8 +267,8 @@ impl Scenario {
     /// # Errors
     /// Where there is none, or it says what no scenario can.
     pub fn load(path: &Path) -> Result<Self, ScenarioError> {
-        let text = std::fs::read_to_string(path)
-            .map_err(|source| ScenarioError::Read { path: path.to_path_buf(), source })?;
+        let text =
+            std::fs::read_to_string(path).map_err(|source| ScenarioError::Read { path: path.to_path_buf(), source })?;
         Self::parse(&text).map_err(|what| ScenarioError::Content(format!("{}: {what}", path.display())))
     }
 
@@ -409,7 +409,9 @@ mod tests {
     fn unknown_keys_and_impossible_numbers_are_refused_by_name() {
         let refused = |text: &str| Scenario::parse(text).expect_err(text);
         assert!(refused("sead = 3").contains("sead"));
-        assert!(refused("[[event]]\nwhat = \"kill\"\nside = \"head\"\nat = { ms = 3 }\ndwon_ms = 4").contains("dwon_ms"));
+        assert!(
+            refused("[[event]]\nwhat = \"kill\"\nside = \"head\"\nat = { ms = 3 }\ndwon_ms = 4").contains("dwon_ms")
+        );
         assert!(refused("[[event]]\nwhat = \"explode\"").contains("explode"));
         assert!(refused("[[event]]\nwhat = \"kill\"\nside = \"head\"\nat = { sometime = 3 }").contains("sometime"));
         let weather = "[[event]]\nwhat = \"weather\"\nat = { ms = 0 }\nms = 0\n";

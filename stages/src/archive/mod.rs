@@ -42,7 +42,13 @@ struct Inner {
     disk: DiskLimits,
     used: AtomicU64,
     open: Mutex<BTreeMap<MfovId, Arc<Mutex<OpenMfov>>>>,
+    sound: Mutex<Sound>,
 }
+
+/// Tiles, as bits by beam, that this process wrote itself or has read whole and found to be what the ledger says. Part of a
+/// tile cannot be checked alone, and what an earlier process left may have changed since.
+#[derive(Debug, Default)]
+struct Sound(BTreeMap<MfovId, u128>);
 
 /// An mFOV of which tiles are still to come.
 #[derive(Debug)]
@@ -156,8 +162,8 @@ impl Archive {
                 used += entry.metadata().map_err(io_error("look at", &path))?.len();
             }
         }
-        let open = Mutex::default();
-        Ok(Self(Arc::new(Inner { folder, ledger, disk, used: AtomicU64::new(used), open })))
+        let (open, sound) = (Mutex::default(), Mutex::default());
+        Ok(Self(Arc::new(Inner { folder, ledger, disk, used: AtomicU64::new(used), open, sound })))
     }
 
     /// Stores a tile, with what inspection measured.
@@ -201,7 +207,8 @@ impl Archive {
         Ok(pixels)
     }
 
-    /// A rectangle of the tile, in tile pixels. Reads only what is needed; the content is not checked.
+    /// A rectangle of the tile, in tile pixels. Reads only what is needed, but for the first time that a tile of an earlier
+    /// process is read: then the whole of it is checked, so that nothing is made of bytes that changed at rest.
     pub fn read_rect(&self, key: &TileKey, rect: BoxXy) -> Result<Pixels, ArchiveError> {
         let (place, hash) = self.find(*key)?;
         let whole = rect.min.x >= 0 && rect.min.y >= 0;
@@ -212,6 +219,10 @@ impl Archive {
                 width: place.width,
                 height: place.height,
             });
+        }
+        if !lock(&self.0.sound).has(key) {
+            self.read(key)?;
+            lock(&self.0.sound).add(key);
         }
         file::read_rect(&self.path(key.mfov), *key, place, hash, rect)
     }
@@ -332,6 +343,7 @@ impl Archive {
         let again: Vec<_> = std::mem::take(&mut open.again).into_iter().collect();
         self.0.ledger.settle(mfov.id, &outcomes, &again)?;
         open.settled = true;
+        lock(&self.0.sound).0.insert(mfov.id, u128::MAX);
         Ok(Put::Settled(mfov.id))
     }
 
@@ -351,6 +363,18 @@ impl Archive {
         let MfovId { section, region, mfov, attempt } = mfov;
         let name = format!("s{:06}_r{:03}_m{mfov:06}_a{:02}.tiles", section.0, region.0, attempt.0);
         self.0.folder.join(name)
+    }
+}
+
+impl Sound {
+    /// Beams beyond the bits are checked each time; no scope has so many.
+    fn has(&self, key: &TileKey) -> bool {
+        let bit = 1_u128.checked_shl(u32::from(key.beam.0)).unwrap_or(0);
+        self.0.get(&key.mfov).is_some_and(|bits| bits & bit != 0)
+    }
+
+    fn add(&mut self, key: &TileKey) {
+        *self.0.entry(key.mfov).or_default() |= 1_u128.checked_shl(u32::from(key.beam.0)).unwrap_or(0);
     }
 }
 

@@ -143,6 +143,27 @@ fn a_changed_byte_at_rest_is_an_error_that_names_the_tile() {
 }
 
 #[test]
+fn part_of_a_tile_that_changed_since_an_earlier_process_is_refused_although_the_part_itself_is_whole() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let plan = plan(1, 1);
+    let archive = open(dir.path());
+    let tile = tile(&plan, 0, 0, 0);
+    archive.put(&tile, None).expect("room");
+    let path = archive.path(tile.key.mfov);
+    drop(archive);
+    let mut bytes = fs::read(&path).expect("reads");
+    *bytes.last_mut().expect("pixels") ^= 1;
+    fs::write(&path, &bytes).expect("writes");
+    let part = BoxXy { min: Xy::new(0, 0), max: Xy::new(5, 5) };
+    let archive = open(dir.path());
+    let error = archive.read_rect(&tile.key, part).expect_err("damaged");
+    assert!(matches!(&error, ArchiveError::Damaged { key, .. } if *key == tile.key), "{error}");
+    *bytes.last_mut().expect("pixels") ^= 1;
+    fs::write(&path, &bytes).expect("writes");
+    assert_eq!(archive.read_rect(&tile.key, part).expect("restored").data().len(), 25);
+}
+
+#[test]
 fn a_full_disk_is_one_clear_error_and_nothing_accepted_is_lost() {
     let dir = tempfile::tempdir().expect("a folder");
     let plan = plan(2, 2);

@@ -17,8 +17,6 @@ pub(crate) struct Acquisition {
     pub(crate) tiles: Value,
     /// Lines of `commits.jsonl`.
     pub(crate) commits: BTreeSet<String>,
-    /// Exit status.
-    pub(crate) code: i32,
 }
 
 /// Three sections of two stage stops of seven beams; a sixth of a second.
@@ -84,6 +82,6 @@ impl Acquisition {
         let out = place.path("out");
         let commits = std::fs::read_to_string(out.join("commits.jsonl")).expect("a finished run");
         let commits = commits.lines().map(str::to_owned).collect();
-        Self { site, files: result_bytes(&out), tiles: place.report("out")["tiles"].clone(), commits, code }
+        Self { site, files: result_bytes(&out), tiles: place.report("out")["tiles"].clone(), commits }
     }
 }

@@ -44,14 +44,17 @@ pub(crate) fn drive_over(wire: Wire, acquisition: &Acquisition, scenario: &Scena
     let began = Instant::now();
     let mut driver = Driver::new(wire, acquisition, scenario);
     let done = driver.run(began).and_then(|()| driver.judge());
-    let mut story = std::mem::take(&mut driver.story);
-    story.said = driver.said();
-    story.packets = driver.wire.passed();
-    story.took = began.elapsed();
-    done.map(|()| story).map_err(|what| {
-        let (told, said) = (driver.told(), driver.said());
-        Broken(format!("{what}\n--- what happened\n{told}\n--- what the sides said\n{said}"))
-    })
+    driver.story.said = driver.said();
+    driver.story.packets = driver.wire.passed();
+    driver.story.took = began.elapsed();
+    let story = std::mem::take(&mut driver.story);
+    match done {
+        Ok(()) => Ok(story),
+        Err(what) => {
+            let Story { told, said, .. } = story;
+            Err(Broken(format!("{what}\n--- what happened\n{}\n--- what the sides said\n{said}", told.join("\n"))))
+        }
+    }
 }
 
 struct Driver<'a> {
@@ -72,6 +75,8 @@ struct Driver<'a> {
     damaged: Vec<(PathBuf, Vec<u8>)>,
     story: Story,
     began: Instant,
+    /// Since when the head runs without a scope.
+    alone_since: Option<Instant>,
 }
 
 #[derive(Clone, Copy)]
@@ -98,15 +103,28 @@ impl<'a> Driver<'a> {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let keys = folder.path().join("keys");
         kinesin(&["keys", text(&keys)]).expect(0);
-        let (inside, outside): (Vec<Event>, Vec<Event>) =
-            scenario.events.iter().cloned().partition(Event::is_inside);
+        let (inside, outside): (Vec<Event>, Vec<Event>) = scenario.events.iter().cloned().partition(Event::is_inside);
         let (at_rest, coming) =
             outside.into_iter().partition(|e| matches!(e, Event::Damage { .. } | Event::Torn { .. }));
         let sides = [Side::Head, Side::Scope].map(|side| Process::new(side, folder.path(), &inside, scenario));
         let head_address = wire.head_address();
         let began = Instant::now();
         let (until, damaged, story) = (Vec::new(), Vec::new(), Story::default());
-        Self { wire, acquisition, scenario, folder, head_address, sides, coming, until, at_rest, damaged, story, began }
+        Self {
+            wire,
+            acquisition,
+            scenario,
+            folder,
+            head_address,
+            sides,
+            coming,
+            until,
+            at_rest,
+            damaged,
+            story,
+            began,
+            alone_since: None,
+        }
     }
 
     fn run(&mut self, began: Instant) -> Result<(), String> {
@@ -125,6 +143,7 @@ impl<'a> Driver<'a> {
             if self.sides.iter().all(|p| p.child.is_none() && p.start_at.is_none()) {
                 return Ok(());
             }
+            self.nudge();
             if began.elapsed() > PATIENCE {
                 let codes = self.sides.each_ref().map(|p| (p.side.name(), p.child.is_some(), p.code));
                 self.sides.iter_mut().for_each(Process::kill);
@@ -200,7 +219,9 @@ impl<'a> Driver<'a> {
                     } else {
                         self.tell("(a kill only: no disk that can lose power)".into());
                     }
-                    self.check_receipts()?;
+                    if *side == Side::Head {
+                        self.check_receipts()?;
+                    }
                 }
             }
             Event::Freeze { side, ms, .. } => {
@@ -235,6 +256,19 @@ impl<'a> Driver<'a> {
             self.wake_the_scope();
         }
         Ok(true)
+    }
+
+    /// A head that was killed just after it had said goodbye waits for a scope that has ended: both are to be started again.
+    fn nudge(&mut self) {
+        let waits = self.sides[0].child.is_some() && self.sides[1].child.is_none() && self.sides[1].start_at.is_none();
+        let since = *self.alone_since.get_or_insert_with(Instant::now);
+        if !waits {
+            self.alone_since = None;
+        } else if since.elapsed() > Duration::from_secs(3) && self.sides[0].starts > 1 {
+            self.alone_since = None;
+            self.tell("the scope is started again for a head that waits for it".into());
+            self.process(Side::Scope).start_at = Some(Instant::now());
+        }
     }
 
     /// A scope that had ended is started again with the head: whoever restarts one after a fault restarts both.
@@ -370,7 +404,8 @@ impl<'a> Driver<'a> {
                     self.flip(&self.out().join("archive"), "tiles", *flips)
                 }
                 Event::Damage { store: Store::Spool, flips } if side == Side::Scope => {
-                    self.flip(&self.process(Side::Scope).home.join("disk/spool"), "spool", *flips)
+                    let spool = self.sides[1].home.join("disk/spool");
+                    self.flip(&spool, "spool", *flips)
                 }
                 Event::Torn { log, bytes } if side == Side::Head => self.tear(*log, *bytes),
                 _ => false,
@@ -485,10 +520,6 @@ impl<'a> Driver<'a> {
 
     fn tell(&mut self, what: String) {
         self.story.told.push(format!("{:>6} ms  {what}", self.began.elapsed().as_millis()));
-    }
-
-    fn told(&self) -> String {
-        self.story.told.join("\n")
     }
 
     fn said(&self) -> String {
