@@ -95,7 +95,7 @@ impl Dice {
             11 | 12 => Event::Weather { at: self.when(), ms: self.ms(), weather: self.weather() },
             13 => Event::SlowStage { stage: self.stage(), item_ms: 1 + self.below(8) },
             14 => Event::SlowDisk { side, write_ms: self.below(3), sync_ms: self.below(30) },
-            15 => Event::FullDisk { side, bytes: Bytes::kib(512 + 64 * self.below(24)), freed_ms: self.ms() / 4 },
+            15 => Event::FullDisk { side, bytes: Bytes::kib(256 + 64 * self.below(24)), freed_ms: self.ms() / 4 },
             16 => {
                 let seconds = (self.below(200_001) as f64 - 100_000.0) * 10.0;
                 Event::ClockStep { side, after_ms: self.ms(), seconds }

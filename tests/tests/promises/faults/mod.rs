@@ -16,6 +16,8 @@ use acquisition::Acquisition;
 use drive::{Broken, Story, drive, drive_over};
 use wire::Wire;
 
+use crate::harness::Place;
+
 /// A scenario of this repository.
 fn scenario(name: &str) -> Scenario {
     let path = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../sim/scenarios")).join(format!("{name}.toml"));
@@ -118,8 +120,10 @@ fn slow_disks_slow_the_scope_and_lose_nothing() {
 
 #[test]
 fn a_head_whose_disk_is_full_stops_with_one_message_and_goes_on_when_there_is_room() {
-    let story = survives("full_disk_head");
-    assert_eq!(story.tells("head ended with Some(3)"), 1, "{:#?}", story.told);
+    for name in ["full_disk_head", "full_disk_early"] {
+        let story = survives(name);
+        assert_eq!(story.tells("head ended with Some(3)"), 1, "{:#?}", story.told);
+    }
 }
 
 #[test]
@@ -144,6 +148,20 @@ fn a_stage_that_panics_is_named_with_its_item_and_the_mended_program_goes_on() {
     let story = survives("panic");
     assert!(story.said.contains("match panicked at"), "{}", story.said);
     assert_eq!(story.tells("head ended with Some(3)"), 1, "{:#?}", story.told);
+}
+
+#[test]
+fn one_process_takes_a_scenario_too_and_the_same_command_without_it_goes_on() {
+    let place = Place::new();
+    let file = |name: &str| format!("{}/../sim/scenarios/{name}.toml", env!("CARGO_MANIFEST_DIR"));
+    let site = Acquisition::troubled().site(&place.path("disk"));
+    place.run(&site, "out", &["--scenario", &file("panic")]).expect(3).says(&["match panicked at", "scenario"]);
+    place.run(&site, "out", &["--scenario", &file("slow_disk")]).expect(1);
+    assert!(crate::harness::result_bytes(&place.path("out")) == Acquisition::troubled().files, "the same bytes");
+    std::fs::write(place.path("wrong.toml"), "[[event]]\nwhat = \"panic\"\nstage = \"mach\"\nitem = 1\n")
+        .expect("writable");
+    let wrong = place.path("wrong.toml");
+    place.run(&site, "other", &["--scenario", crate::harness::text(&wrong)]).expect(2).says(&["mach", "montage"]);
 }
 
 #[test]
