@@ -81,6 +81,7 @@ impl HeadSide {
             }
             other => Failure::fault(other),
         })?;
+        let ledger = ledger.on_clock(inside.points.clock.clone());
         let archive = Archive::open_on(out, ledger.clone(), inside.head_disk).map_err(Failure::fault)?;
         let events = Arc::new(EventLog::open(out).map_err(Failure::fault)?);
         let runner = Runner::with_points(&budget, inside.points);

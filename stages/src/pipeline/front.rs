@@ -6,7 +6,7 @@ use std::sync::Arc;
 use kinesin_backpressure::{Bytes, Cost, Receiver, Sender};
 use kinesin_stream::geometry::BoxXy;
 use kinesin_stream::ids::{MfovId, TileKey};
-use kinesin_stream::ledger::{Ledger, State, unix_ms};
+use kinesin_stream::ledger::{Ledger, State};
 use kinesin_stream::pixels::Pixels;
 use kinesin_stream::plan::SectionPlan;
 use kinesin_stream::runner::RunToken;
@@ -93,7 +93,7 @@ pub(super) fn archive(
             Flow::Lost(loss) => (archive.lost(loss)?, &loss.plan, loss.key),
         };
         if put == Put::Waiting && arriving.insert(key.mfov) {
-            ledger.advance(key.mfov, State::Sent, unix_ms())?;
+            ledger.advance(key.mfov, State::Sent, ledger.unix_ms())?;
         }
         if let Put::Settled(mfov) = put {
             arriving.remove(&mfov);

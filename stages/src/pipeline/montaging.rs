@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use kinesin_backpressure::{Bytes, Cost, Receiver, Sender};
 use kinesin_stream::ids::{SectionId, TileKey};
-use kinesin_stream::ledger::{Ledger, LedgerError, State, unix_ms};
+use kinesin_stream::ledger::{Ledger, LedgerError, State};
 use kinesin_stream::map::{Affine, Map, TileToSection};
 use kinesin_stream::plan::SectionPlan;
 use kinesin_stream::runner::RunToken;
@@ -58,7 +58,7 @@ impl Montaged {
     /// Enters how far its tiles have come. Also done for what an earlier run solved: a power cut may have taken it back.
     pub(super) fn mark(&self, ledger: Option<&Ledger>, state: State) -> Result<(), LedgerError> {
         let tiles = || self.montage.tiles.iter().map(|t| t.key).collect();
-        ledger.map_or(Ok(0), |l| l.advance_tiles(self.plan.section, &tiles(), state, unix_ms())).map(drop)
+        ledger.map_or(Ok(0), |l| l.advance_tiles(self.plan.section, &tiles(), state, l.unix_ms())).map(drop)
     }
 }
 

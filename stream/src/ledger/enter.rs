@@ -8,7 +8,7 @@ use super::key::bounds;
 use super::record::{self, Contents, Qualities, Standing, squeeze, unsqueeze};
 use super::{
     CONTENTS, COUNTS, Counts, DUPLICATES, Duplicates, FOREIGN, Ledger, LedgerError, MFOV_KEY_BYTES, NAMES, Outcome,
-    QUALITIES, SECTIONS, STANDINGS, State, mfov_bytes, mfov_from, tile_bytes, unix_ms,
+    QUALITIES, SECTIONS, STANDINGS, State, mfov_bytes, mfov_from, tile_bytes,
 };
 use crate::ids::{BeamId, MfovId, SectionId, TileKey};
 use crate::plan::{MfovPlan, SectionPlan};
@@ -20,7 +20,7 @@ impl Ledger {
     pub fn expect_section(&self, plan: &SectionPlan) -> Result<bool, LedgerError> {
         let json = serde_json::to_vec(plan).map_err(|e| self.damaged()(e.to_string()))?;
         let json = squeeze(&json).map_err(self.damaged())?;
-        let now = unix_ms();
+        let now = self.clock.unix_ms();
         self.write(|t| {
             let mut sections = t.open_table(SECTIONS).map_err(self.store())?;
             let known = sections.get(plan.section.0).map_err(self.store())?.map(|v| v.value().to_vec());
@@ -82,7 +82,7 @@ impl Ledger {
         duplicates: &[(TileKey, Duplicates)],
     ) -> Result<(), LedgerError> {
         let repeated = self.repeated().0.get(&mfov).cloned().unwrap_or_default();
-        let now = unix_ms();
+        let now = self.clock.unix_ms();
         self.write(|t| {
             if !outcomes.is_empty() {
                 let before = self.standing(t, mfov)?;

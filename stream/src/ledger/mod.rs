@@ -46,6 +46,7 @@ pub use key::{MFOV_KEY_BYTES, TILE_KEY_BYTES, mfov_bytes, mfov_from, tile_bytes,
 pub use row::{ContentHash, Duplicates, Outcome, Place, Row};
 pub use state::{Counts, State, Times};
 
+use crate::fault_points::WallClock;
 use crate::ids::{MfovId, TileKey};
 use state::STATES;
 
@@ -71,6 +72,7 @@ pub struct Ledger {
     path: PathBuf,
     /// Of mFOVs that are not settled yet.
     repeated: Arc<Mutex<Repeated>>,
+    clock: WallClock,
 }
 
 enum Store {
@@ -101,10 +103,33 @@ impl Ledger {
     /// Opens or creates `dir/ledger.redb` for the run with this digest.
     pub fn open(dir: &Path, digest: PlanDigest) -> Result<Self, LedgerError> {
         let path = dir.join(Self::FILE);
+        if !path.exists() {
+            Self::begin(&path, digest)?;
+        }
         let store = builder().create(&path).map_err(|e| unopened(&path, e))?;
-        let ledger = Self { store: Arc::new(Store::Own(store)), path, repeated: Arc::default() };
+        let ledger =
+            Self { store: Arc::new(Store::Own(store)), path, repeated: Arc::default(), clock: WallClock::default() };
         ledger.claim(digest)?;
         Ok(ledger)
+    }
+
+    /// Makes a new store beside its place and renames it once it is whole: one that was killed while it was made is no ledger.
+    fn begin(path: &Path, digest: PlanDigest) -> Result<(), LedgerError> {
+        let part = path.with_extension("redb.part");
+        let store = match builder().create(&part) {
+            Err(error) if !matches!(error, DatabaseError::DatabaseAlreadyOpen) && part.exists() => {
+                // Left by a kill, and nothing is in it.
+                let io = |e: std::io::Error| unopened(&part, DatabaseError::Storage(redb::StorageError::Io(e)));
+                std::fs::remove_file(&part).map_err(io)?;
+                builder().create(&part)
+            }
+            other => other,
+        };
+        let store = Arc::new(Store::Own(store.map_err(|e| unopened(&part, e))?));
+        Self { store, path: part.clone(), repeated: Arc::default(), clock: WallClock::default() }.claim(digest)?;
+        let folder = path.parent().unwrap_or(Path::new("."));
+        let done = std::fs::rename(&part, path).and_then(|()| std::fs::File::open(folder)?.sync_all());
+        done.map_err(|e| unopened(path, DatabaseError::Storage(redb::StorageError::Io(e))))
     }
 
     /// Opens the ledger of any run, to look at it; nothing can be entered. One that was not closed is put in order first, which
@@ -119,9 +144,21 @@ impl Ledger {
             Err(DatabaseError::RepairAborted) => Store::Own(builder().open(&path).map_err(|e| unopened(&path, e))?),
             Err(other) => return Err(unopened(&path, other)),
         };
-        let ledger = Self { store: Arc::new(store), path, repeated: Arc::default() };
+        let ledger = Self { store: Arc::new(store), path, repeated: Arc::default(), clock: WallClock::default() };
         ledger.check_version()?;
         Ok(ledger)
+    }
+
+    /// The same ledger by another clock, as a fault scenario steps it.
+    #[must_use]
+    pub fn on_clock(mut self, clock: WallClock) -> Self {
+        self.clock = clock;
+        self
+    }
+
+    /// Now, by its clock, as [`Times`] count.
+    pub fn unix_ms(&self) -> u64 {
+        self.clock.unix_ms()
     }
 
     /// The file.

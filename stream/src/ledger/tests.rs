@@ -96,6 +96,20 @@ fn the_ledger_of_another_run_is_refused_with_both_digests_and_the_remedy() {
 }
 
 #[test]
+fn a_ledger_whose_making_was_cut_short_at_any_byte_is_made_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let digest = PlanDigest([9; 32]);
+    drop(Ledger::open(dir.path(), digest).unwrap());
+    let whole = std::fs::read(dir.path().join(Ledger::FILE)).unwrap();
+    for left in [0, 1, 64, 4096, whole.len() / 2] {
+        std::fs::remove_file(dir.path().join(Ledger::FILE)).unwrap();
+        std::fs::write(dir.path().join("ledger.redb.part"), &whole[..left]).unwrap();
+        assert_eq!(Ledger::open(dir.path(), digest).unwrap().counts().unwrap(), Counts::default(), "cut at {left}");
+        assert!(!dir.path().join("ledger.redb.part").exists());
+    }
+}
+
+#[test]
 fn a_ledger_in_use_is_refused() {
     let dir = tempfile::tempdir().expect("a folder");
     let _first = Ledger::open(dir.path(), DIGEST).expect("new");

@@ -68,7 +68,7 @@ fn conserved(out: &Path, undisturbed: &Acquisition) -> Result<(), String> {
     }
     let ledger = Ledger::inspect(out).map_err(|e| e.to_string())?;
     let counts = ledger.counts().map_err(|e| e.to_string())?;
-    if counts.expected != 0 || counts.lost != n("lost") {
+    if counts.open() != 0 || counts.lost != n("lost") {
         return Err(format!("the ledger has {counts:?}, the report {tiles}"));
     }
     Ok(())
@@ -129,8 +129,8 @@ fn tidy(out: &Path) -> Result<(), String> {
     }
     let ledger = Ledger::inspect(out).map_err(|e| e.to_string())?;
     let mut stored = BTreeSet::new();
-    for plan in ledger.section_plans().map_err(|e| e.to_string())? {
-        let rows = ledger.section(plan.section).map_err(|e| e.to_string())?;
+    for section in ledger.section_ids().map_err(|e| e.to_string())? {
+        let rows = ledger.section(section).map_err(|e| e.to_string())?;
         stored.extend(rows.into_iter().filter(|(_, row)| row.place.is_some()).map(|(key, _)| key.mfov));
     }
     let files = fs::read_dir(out.join("archive")).map_err(|e| e.to_string())?.count();
