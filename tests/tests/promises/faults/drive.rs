@@ -92,6 +92,8 @@ struct Process {
     child: Option<Child>,
     code: Option<i32>,
     starts: u32,
+    /// When it was started last.
+    started: Option<Instant>,
     start_at: Option<Instant>,
     inside: Vec<Event>,
     disk: Option<Disk>,
@@ -144,6 +146,7 @@ impl<'a> Driver<'a> {
                 return Ok(());
             }
             self.nudge();
+            self.dismiss();
             if began.elapsed() > PATIENCE {
                 let codes = self.sides.each_ref().map(|p| (p.side.name(), p.child.is_some(), p.code));
                 self.sides.iter_mut().for_each(Process::kill);
@@ -260,14 +263,29 @@ impl<'a> Driver<'a> {
 
     /// A head that was killed just after it had said goodbye waits for a scope that has ended: both are to be started again.
     fn nudge(&mut self) {
-        let waits = self.sides[0].child.is_some() && self.sides[1].child.is_none() && self.sides[1].start_at.is_none();
+        let [head, scope] = &self.sides;
+        let waits = head.child.is_some() && scope.child.is_none() && scope.start_at.is_none();
+        // One that was started after the head has already been there.
+        let waits = waits && scope.started < head.started;
         let since = *self.alone_since.get_or_insert_with(Instant::now);
         if !waits {
             self.alone_since = None;
-        } else if since.elapsed() > Duration::from_secs(3) && self.sides[0].starts > 1 {
+        } else if since.elapsed() > Duration::from_secs(3) {
             self.alone_since = None;
             self.tell("the scope is started again for a head that waits for it".into());
             self.process(Side::Scope).start_at = Some(Instant::now());
+        }
+    }
+
+    /// A scope that was started for a head which then found that all was done calls nobody: whoever sees the report stops it.
+    fn dismiss(&mut self) {
+        let [head, scope] = &self.sides;
+        let late = scope.started.is_some_and(|at| at.elapsed() > Duration::from_secs(8));
+        if late && head.child.is_none() && self.is_finished() && !scope.last_said().contains("promised section") {
+            self.tell("the scope is stopped: all is done, and the head has left".into());
+            let scope = self.process(Side::Scope);
+            scope.kill();
+            scope.code = Some(0);
         }
     }
 
@@ -295,6 +313,7 @@ impl<'a> Driver<'a> {
         let site = self.site(side);
         let process = self.process(side);
         process.starts += 1;
+        process.started = Some(Instant::now());
         self.tell(format!("{} starts", side.name()));
         self.spawn(side, &site);
         Ok(())
@@ -553,7 +572,7 @@ impl Process {
         } else {
             None
         };
-        Self { side, child: None, code: None, starts: 0, start_at: None, inside, disk, home }
+        Self { side, child: None, code: None, starts: 0, started: None, start_at: None, inside, disk, home }
     }
 
     fn kill(&mut self) {
