@@ -3,16 +3,16 @@
 //! ```text
 //! {"at_unix_ms":1790000000000,"event":"mode","from":"full","to":"lighter_segmentation","cause":"line","figures":{...},...}
 //! ```
-//! Appended to, never rewritten; a restart goes on in the same file. Bytes, bytes a second, seconds. The same events go to the
+//! Appended to, never rewritten; a restart takes off what a power cut left of the last line and goes on in the same file. Bytes, bytes a second, seconds. The same events go to the
 //! log of the program: losses as errors, what lowers the work or the pace as warnings, the rest as information.
 
 use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
-use std::time::SystemTime;
 
 use kinesin_backpressure::governor::{Figures, Rung};
+use kinesin_stream::fault_points::WallClock;
 use serde::{Deserialize, Serialize};
 
 /// Something that happened.
@@ -113,6 +113,7 @@ struct Row {
 pub struct EventLog {
     path: PathBuf,
     file: Mutex<File>,
+    clock: WallClock,
 }
 
 impl EventLog {
@@ -123,18 +124,22 @@ impl EventLog {
     ///
     /// # Errors
     /// Where the file system refuses.
-    pub fn open(out: &Path) -> std::io::Result<Self> {
+    pub fn open(out: &Path, clock: WallClock) -> std::io::Result<Self> {
         let path = out.join(Self::FILE);
         let file = File::options().create(true).append(true).open(&path)?;
-        Ok(Self { path, file: Mutex::new(file) })
+        let text = std::fs::read(&path)?;
+        let whole = text.iter().rposition(|b| *b == b'\n').map_or(0, |at| at + 1);
+        if whole < text.len() {
+            file.set_len(whole as u64)?;
+        }
+        Ok(Self { path, file: Mutex::new(file), clock })
     }
 
     /// Notes an event. A log that cannot be written is told in the program's log; the run goes on, since its results do not
     /// depend on it.
     pub fn note(&self, event: Event) {
         tell(&event);
-        let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        let row = Row { at_unix_ms: since.as_millis() as u64, event };
+        let row = Row { at_unix_ms: self.clock.unix_ms(), event };
         let mut line = serde_json::to_vec(&row).expect("plain numbers and text");
         line.push(b'\n');
         // One write a line: a kill cuts the last line at most.
@@ -179,9 +184,13 @@ mod tests {
     fn events_are_lines_that_read_back_and_a_restart_goes_on() {
         let dir = tempfile::tempdir().unwrap();
         let loss = Event::TileLost { tile: "s1 m2 b3".into(), reason: "stage".into() };
-        EventLog::open(dir.path()).unwrap().note(loss.clone());
-        EventLog::open(dir.path()).unwrap().note(Event::LinkLost);
-        let text = std::fs::read_to_string(dir.path().join(EventLog::FILE)).unwrap();
+        let open = || EventLog::open(dir.path(), WallClock::default()).unwrap();
+        open().note(loss.clone());
+        let path = dir.path().join(EventLog::FILE);
+        let torn = [std::fs::read(&path).unwrap(), b"{\"at_un".to_vec()].concat();
+        std::fs::write(&path, torn).unwrap();
+        open().note(Event::LinkLost);
+        let text = std::fs::read_to_string(path).unwrap();
         let rows: Vec<Row> = text.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
         assert_eq!(rows.into_iter().map(|r| r.event).collect::<Vec<_>>(), [loss, Event::LinkLost]);
     }

@@ -83,7 +83,7 @@ impl HeadSide {
         })?;
         let ledger = ledger.on_clock(inside.points.clock.clone());
         let archive = Archive::open_on(out, ledger.clone(), inside.head_disk).map_err(Failure::fault)?;
-        let events = Arc::new(EventLog::open(out).map_err(Failure::fault)?);
+        let events = Arc::new(EventLog::open(out, inside.points.clock.clone()).map_err(Failure::fault)?);
         let runner = Runner::with_points(&budget, inside.points);
         let tokio = tokio()?;
         interrupts(&tokio, runner.stop_handle());

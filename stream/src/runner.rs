@@ -285,11 +285,6 @@ impl RunToken {
         }
     }
 
-    /// The wall clock, for records only: milliseconds since 1970, with the steps of a fault scenario.
-    pub fn unix_ms(&self) -> u64 {
-        self.run.points.clock.unix_ms()
-    }
-
     /// Counts finished items and the time that they took.
     pub fn count(&self, items: u64, busy: Duration) {
         self.counters.items.fetch_add(items, Ordering::Relaxed);
