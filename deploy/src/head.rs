@@ -8,8 +8,8 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use kinesin_acquire::admit::{self, AdmitConfig, AdmitSummary};
 use kinesin_acquire::throttle::Throttled;
-use kinesin_backpressure::Budget;
 use kinesin_backpressure::governor::Rung;
+use kinesin_backpressure::{Budget, DiskLimits};
 use kinesin_sim::scenario::Side;
 use kinesin_sim::scope::Scene;
 use kinesin_stages::archive::Archive;
@@ -37,6 +37,8 @@ pub(crate) struct HeadSide {
     chosen: Option<ChosenProvider>,
     factories: Factories,
     pub(crate) acquisition: PlanDigest,
+    /// What a fault scenario makes of the scope's disk, where the scope is in this process.
+    pub(crate) scope_disk: DiskLimits,
     out: PathBuf,
     pub(crate) budget: Budget,
     runner: Runner,
@@ -101,6 +103,7 @@ impl HeadSide {
             chosen,
             factories,
             acquisition: prepare::acquisition(site, plan),
+            scope_disk: inside.scope_disk,
             out: out.to_path_buf(),
             budget,
             runner,
@@ -134,16 +137,22 @@ impl HeadSide {
         Ok(address)
     }
 
+    /// Whether an earlier process of this run heard that the scope is done. Then there is nobody to listen to.
+    pub(crate) fn scope_has_ended(&self) -> Result<bool, Failure> {
+        self.ledger.has_ended().map_err(Failure::fault)
+    }
+
+    /// Starts the line. Without a link it works off what is durable.
     pub(crate) fn start(&mut self) -> Result<(), Failure> {
-        let (Some(line), Some(head)) = (self.line.take(), &self.head) else {
-            return Err(Failure::Fault("the link is not listening".into()));
-        };
-        let receipts = head.receipts();
+        let Some(line) = self.line.take() else { return Err(Failure::Fault("the line has started already".into())) };
+        let receipts = self.head.as_ref().map(Head::receipts);
         let source = Source::Live {
             archive: self.archive.clone(),
             ledger: self.ledger.clone(),
             receipt: Box::new(move |mfov| {
-                receipts.durable(mfov);
+                if let Some(receipts) = &receipts {
+                    receipts.durable(mfov);
+                }
                 Ok(())
             }),
         };

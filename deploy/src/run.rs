@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use kinesin_acquire::admit::{self, AdmitConfig, AdmitSummary, OnEvent};
 use kinesin_acquire::throttle::{Throttled, to_log};
-use kinesin_backpressure::Budget;
 use kinesin_backpressure::spool::SpoolError;
+use kinesin_backpressure::{Budget, DiskLimits};
 use kinesin_sim::scenario::Side;
 use kinesin_stream::ledger::PlanDigest;
 use kinesin_stream::link::{Keys, LinkError, Role, ScopeConfig, make_keys};
@@ -57,7 +57,7 @@ pub fn run(args: &RunArgs, as_json: bool) -> Result<Outcome, Failure> {
     let mut head = HeadSide::open(&site, args, &out, &instrument.plan(), &[Side::Head, Side::Scope])?;
     let keys = link_keys(&site, &out)?;
     let address = head.listen(&site, Keys::load(&keys, Role::Head).map_err(Failure::input)?)?;
-    let mut scope = scope_config(address, &keys, head.acquisition, &site, Some(&out))?;
+    let mut scope = scope_config(address, &keys, head.acquisition, &site, (Some(&out), head.scope_disk))?;
     let (log, to) = (head.events.clone(), head.events.clone());
     scope.on_event = OnEvent::new(move |event| announced(event).into_iter().for_each(|e| log.note(e)));
     let _governor = govern(&site, &instrument.plan(), &head.tokio, &mut scope, move |event| to.note(event));
@@ -87,9 +87,19 @@ pub fn receive(args: &RunArgs, as_json: bool) -> Result<Outcome, Failure> {
     let keys = configured_keys(&site)?;
     let mut head = HeadSide::open(&site, args, &out, &instrument.plan(), &[Side::Head])?;
     let scene = instrument.scene();
-    let address = head.listen(&site, Keys::load(&keys, Role::Head).map_err(Failure::input)?)?;
+    let keys = Keys::load(&keys, Role::Head).map_err(Failure::input)?;
+    if head.scope_has_ended()? {
+        site.link
+            .settings
+            .budget_lines(Role::Head)
+            .into_iter()
+            .for_each(|(name, bytes)| head.budget.fixed(name, bytes));
+        eprintln!("the scope has sent everything; going on without it");
+    } else {
+        let address = head.listen(&site, keys)?;
+        eprintln!("listening on {address}; start `kinesin send` with the same site file on the microscope's machine");
+    }
     head.start()?;
-    eprintln!("listening on {address}; start `kinesin send` with the same site file on the microscope's machine");
     let progress = head.progress(as_json);
     let ended = head.end();
     drop(progress);
@@ -105,10 +115,11 @@ pub fn send(args: &SideArgs, as_json: bool) -> Result<Outcome, Failure> {
     let plan = instrument.plan();
     let address: SocketAddr = site.link.address.parse().map_err(Failure::input)?;
     prepare::room(&site, &plan)?;
-    let mut scope = scope_config(address, &keys, prepare::acquisition(&site, &plan), &site, site.out.as_deref())?;
+    let inside = scenario::inside(args.scenario.as_deref(), &[Side::Scope])?;
+    let disk = (site.out.as_deref(), inside.scope_disk);
+    let mut scope = scope_config(address, &keys, prepare::acquisition(&site, &plan), &site, disk)?;
     scope.on_event = OnEvent::new(|event| announced(event).iter().for_each(events::tell));
     let budget = Budget::new();
-    let inside = scenario::inside(args.scenario.as_deref(), &[Side::Scope])?;
     let runner = Runner::with_points(&budget, inside.points);
     let tokio = tokio()?;
     interrupts(&tokio, runner.stop_handle());
@@ -169,11 +180,11 @@ fn scope_config(
     keys: &Path,
     digest: PlanDigest,
     site: &SiteFile,
-    out: Option<&Path>,
+    (out, disk): (Option<&Path>, DiskLimits),
 ) -> Result<AdmitConfig, Failure> {
     let keys = Keys::load(keys, Role::Scope).map_err(Failure::input)?;
     let link = ScopeConfig { head, keys, digest, settings: site.link.settings.clone() };
-    let spool = site.spool.open(out, digest)?;
+    let spool = site.spool.open(out, digest, disk)?;
     Ok(AdmitConfig { link, spool, on_event: OnEvent::default(), pace: None, status: None })
 }
 

@@ -13,7 +13,7 @@
 use std::path::{Path, PathBuf};
 
 use kinesin_acquire::throttle::ThrottleConfig;
-use kinesin_backpressure::Bytes;
+use kinesin_backpressure::{Bytes, DiskLimits};
 use kinesin_backpressure::spool::SpoolConfig;
 use kinesin_sim::scope::SimConfig;
 use kinesin_stages::pipeline::StagesConfig;
@@ -119,12 +119,13 @@ impl Default for SpoolSettings {
 
 impl SpoolSettings {
     /// The spool of this run; `out` is the folder of the results, where there is one.
-    pub fn open(&self, out: Option<&Path>, digest: PlanDigest) -> Result<SpoolConfig, Failure> {
+    pub fn open(&self, out: Option<&Path>, digest: PlanDigest, disk: DiskLimits) -> Result<SpoolConfig, Failure> {
         let folder = self.folder.clone().or_else(|| Some(out?.join("spool")));
         let folder = folder.ok_or_else(|| {
             Failure::Input("spool.folder: tiles must be kept on this machine until the head has them; set spool.folder = \"DIR\" or out = \"DIR\" in the site file".into())
         })?;
-        Ok(SpoolConfig { folder, capacity: self.capacity, segment: self.segment, identity: digest.0 })
+        let capacity = disk.capacity.map_or(self.capacity, |least| least.min(self.capacity));
+        Ok(SpoolConfig { folder, capacity, segment: self.segment, identity: digest.0, disk })
     }
 }
 

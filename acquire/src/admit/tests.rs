@@ -193,7 +193,8 @@ impl Site {
         let settings = LinkSettings::default();
         let link = ScopeConfig { head, keys, digest: DIGEST, settings };
         let (folder, capacity) = (self.dir.path().join("spool"), Bytes(mfovs * mfov_bytes(&script.plan).0));
-        let spool = SpoolConfig { folder, capacity, segment: Bytes::mib(1), identity: DIGEST.0 };
+        let spool =
+            SpoolConfig { folder, capacity, segment: Bytes::mib(1), identity: DIGEST.0, disk: Default::default() };
         // A run before may still be going down.
         while matches!(TileSpool::open(spool.clone()), Err(SpoolError::InUse { .. })) {
             std::thread::yield_now();

@@ -34,6 +34,7 @@ pub use read::{Opened, Reader};
 pub use recover::{Damage, Item, Open, Restored, Whole};
 
 use crate::budget::lock;
+use crate::disk::DiskLimits;
 use crate::size::Bytes;
 use record::Kind;
 
@@ -49,6 +50,8 @@ pub struct SpoolConfig {
     pub segment: Bytes,
     /// Whose data it is; another run's are refused.
     pub identity: [u8; 32],
+    /// What a fault scenario makes of the disk: slower. Its capacity is not looked at here.
+    pub disk: DiskLimits,
 }
 
 /// Name of what is released together.
@@ -196,6 +199,7 @@ impl Spool {
             (target, files, std::mem::take(&mut writer.new_names))
         };
         for (_, file) in files {
+            self.0.config.disk.before_sync();
             file.sync_data().map_err(SpoolError::io("sync", &self.0.config.folder))?;
         }
         if names {

@@ -10,7 +10,13 @@ use super::*;
 const RUN: [u8; 32] = [7; 32];
 
 fn config(folder: &Path) -> SpoolConfig {
-    SpoolConfig { folder: folder.join("spool"), capacity: Bytes::mib(1), segment: Bytes::kib(4), identity: RUN }
+    SpoolConfig {
+        folder: folder.join("spool"),
+        capacity: Bytes::mib(1),
+        segment: Bytes::kib(4),
+        identity: RUN,
+        disk: DiskLimits::default(),
+    }
 }
 
 fn group(n: u64) -> Group {

@@ -34,6 +34,7 @@ impl Spool {
             group: record.group,
             hash: record.hash,
         };
+        self.0.config.disk.before_write();
         let front = [&header.encode(record.head, &self.0.config.identity)[..], record.head].concat();
         let written = active.file.write_all_at(&front, active.len);
         let written = written.and_then(|()| active.file.write_all_at(record.payload, active.len + front.len() as u64));

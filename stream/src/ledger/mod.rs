@@ -156,6 +156,21 @@ impl Ledger {
         self
     }
 
+    /// Enters that the scope has said that it is done: no tile is to come. On disk when it returns.
+    pub fn note_end(&self) -> Result<(), LedgerError> {
+        self.write(|t| {
+            let mut meta = t.open_table(META).map_err(self.store())?;
+            meta.insert("end", b"said".as_slice()).map_err(self.store())?;
+            Ok(())
+        })
+    }
+
+    /// Whether the scope has said that it is done.
+    pub fn has_ended(&self) -> Result<bool, LedgerError> {
+        let meta = self.read()?.open_table(META).map_err(self.store())?;
+        Ok(meta.get("end").map_err(self.store())?.is_some())
+    }
+
     /// Now, by its clock, as [`Times`] count.
     pub fn unix_ms(&self) -> u64 {
         self.clock.unix_ms()

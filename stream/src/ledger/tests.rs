@@ -110,6 +110,17 @@ fn a_ledger_whose_making_was_cut_short_at_any_byte_is_made_again() {
 }
 
 #[test]
+fn that_the_scope_is_done_is_known_after_a_restart() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let open = || Ledger::open(dir.path(), DIGEST).expect("ours");
+    let ledger = open();
+    assert!(!ledger.has_ended().expect("reads"));
+    ledger.note_end().expect("writes");
+    drop(ledger);
+    assert!(open().has_ended().expect("reads"));
+}
+
+#[test]
 fn a_ledger_in_use_is_refused() {
     let dir = tempfile::tempdir().expect("a folder");
     let _first = Ledger::open(dir.path(), DIGEST).expect("new");

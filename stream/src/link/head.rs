@@ -294,10 +294,8 @@ async fn hear(shared: &Arc<Shared>, recv: &mut quinn::RecvStream) -> End {
             }
             ToHead::Again { key, hash } => again(shared, key, hash).await,
             ToHead::Foreign { key } => shared.with_ledger(move |ledger| ledger.count_foreign(key)).await,
-            ToHead::End => {
-                shared.desk.end();
-                Ok(())
-            }
+            // Known to a head that is killed from now on: it need not wait for a scope that has gone home.
+            ToHead::End => shared.with_ledger(Ledger::note_end).await.map(|()| shared.desk.end()),
         };
         if let Err(end) = heard {
             return end;

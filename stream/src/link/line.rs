@@ -141,7 +141,10 @@ impl Line {
         write_message(&mut send, &hello).await?;
         let answer = timeout(self.config.settings.stall(), read_message(&mut recv, &self.control)).await;
         match answer.map_err(|_elapsed| End::Stalled("it answers calls but not the hello".into()))?? {
-            ToScope::Welcome => Ok(Call { connection, send, recv }),
+            ToScope::Welcome => {
+                tracing::debug!("the head is there");
+                Ok(Call { connection, send, recv })
+            }
             ToScope::Refused { why } => {
                 connection.close(CODE_DONE, b"understood");
                 Err(End::Refused(why))
@@ -249,6 +252,7 @@ async fn hear(outbox: &Outbox, signs: &Signs, control: &Pool, recv: &mut RecvStr
         signs.heard();
         match message {
             ToScope::Durable(mfov) => {
+                tracing::debug!(%mfov, "durable at the head");
                 signs.receipts.store(true, Relaxed);
                 block_in_place(|| outbox.receipt(mfov))?;
             }

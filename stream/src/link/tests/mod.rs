@@ -241,7 +241,7 @@ fn scope_config(dir: &Path, head: SocketAddr) -> ScopeConfig {
 fn start(runtime: &Runtime, dir: &Path, config: ScopeConfig) -> Result<Sending, LinkError> {
     let (budget, folder) = (Budget::new(), dir.join("spool"));
     let (capacity, segment, identity) = (Bytes::mib(16), Bytes::kib(64), config.digest.0);
-    let config_of = || SpoolConfig { folder: folder.clone(), capacity, segment, identity };
+    let config_of = || SpoolConfig { folder: folder.clone(), capacity, segment, identity, disk: Default::default() };
     let (tiles, restored) = loop {
         match TileSpool::open(config_of()) {
             // Tasks of a scope that was killed before go down.

@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 
 use serde_json::Value;
 
-use crate::harness::{Place, result_bytes};
+use crate::harness::{Place, result_bytes, text};
 
 /// A site and its undisturbed outcome.
 pub(crate) struct Acquisition {
@@ -72,8 +72,10 @@ impl Acquisition {
     }
 
     /// The site file, without the link; what the scope keeps goes to `disk`.
-    pub(crate) fn site(&self, _disk: &Path) -> String {
-        self.site.clone()
+    pub(crate) fn site(&self, disk: &Path) -> String {
+        let folder = disk.join("spool");
+        let spool = format!("[spool]\nfolder = {:?}\ncapacity = \"16 MiB\"\nsegment = \"128 KiB\"\n", text(&folder));
+        format!("{}\n{spool}", self.site)
     }
 
     fn undisturbed(site: String, code: i32) -> Self {

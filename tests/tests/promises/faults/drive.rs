@@ -73,6 +73,8 @@ struct Driver<'a> {
     at_rest: Vec<Event>,
     /// Damaged files with their right bytes.
     damaged: Vec<(PathBuf, Vec<u8>)>,
+    /// Tiles on the scope's disk are spoiled: some may be lost.
+    spoiled: bool,
     story: Story,
     began: Instant,
     /// Since when the head runs without a scope.
@@ -97,6 +99,7 @@ struct Process {
     start_at: Option<Instant>,
     inside: Vec<Event>,
     disk: Option<Disk>,
+    freed: bool,
     home: PathBuf,
 }
 
@@ -146,6 +149,7 @@ impl<'a> Driver<'a> {
                 return Ok(());
             }
             self.nudge();
+            self.free_the_scope();
             self.dismiss();
             if began.elapsed() > PATIENCE {
                 let codes = self.sides.each_ref().map(|p| (p.side.name(), p.child.is_some(), p.code));
@@ -261,7 +265,7 @@ impl<'a> Driver<'a> {
         Ok(true)
     }
 
-    /// A head that was killed just after it had said goodbye waits for a scope that has ended: both are to be started again.
+    /// A head that died before it noted the goodbye of a scope waits for one that has ended: it is to be started again.
     fn nudge(&mut self) {
         let [head, scope] = &self.sides;
         let waits = head.child.is_some() && scope.child.is_none() && scope.start_at.is_none();
@@ -277,11 +281,25 @@ impl<'a> Driver<'a> {
         }
     }
 
+    /// A scope whose disk is full waits; someone makes room.
+    fn free_the_scope(&mut self) {
+        let Some(freed_ms) = self.full_disk(Side::Scope) else { return };
+        let now = self.began.elapsed() > Duration::from_millis(400 + freed_ms);
+        let scope = self.process(Side::Scope);
+        if now && !scope.freed {
+            scope.freed = true;
+            if let Some(disk) = &scope.disk {
+                disk.free();
+                self.tell("the scope's disk is freed".into());
+            }
+        }
+    }
+
     /// A scope that was started for a head which then found that all was done calls nobody: whoever sees the report stops it.
     fn dismiss(&mut self) {
         let [head, scope] = &self.sides;
         let late = scope.started.is_some_and(|at| at.elapsed() > Duration::from_secs(8));
-        if late && head.child.is_none() && self.is_finished() && !scope.last_said().contains("promised section") {
+        if late && head.child.is_none() && self.is_finished() && !scope.last_said().contains("the head is there") {
             self.tell("the scope is stopped: all is done, and the head has left".into());
             let scope = self.process(Side::Scope);
             scope.kill();
@@ -289,11 +307,13 @@ impl<'a> Driver<'a> {
         }
     }
 
-    /// A scope that had ended is started again with the head: whoever restarts one after a fault restarts both.
+    /// A scope that had not ended well is started again with the head.
     fn wake_the_scope(&mut self) {
         let at = self.process(Side::Head).start_at;
         let scope = self.process(Side::Scope);
-        if scope.child.is_none() && scope.start_at.is_none() {
+        // One that ended without an answer to its goodbye, or died: the head still waits for its word.
+        let unheard = scope.code.is_none_or(|code| code > 1) || scope.last_said().contains("before it answered");
+        if scope.child.is_none() && scope.start_at.is_none() && unheard {
             (scope.start_at, scope.code) = (at, None);
         }
     }
@@ -424,7 +444,7 @@ impl<'a> Driver<'a> {
                 }
                 Event::Damage { store: Store::Spool, flips } if side == Side::Scope => {
                     let spool = self.sides[1].home.join("disk/spool");
-                    self.flip(&spool, "spool", *flips)
+                    self.flip(&spool, "segment", *flips)
                 }
                 Event::Torn { log, bytes } if side == Side::Head => self.tear(*log, *bytes),
                 _ => false,
@@ -572,7 +592,18 @@ impl Process {
         } else {
             None
         };
-        Self { side, child: None, code: None, starts: 0, started: None, start_at: None, inside, disk, home }
+        Self {
+            side,
+            child: None,
+            code: None,
+            starts: 0,
+            started: None,
+            start_at: None,
+            inside,
+            disk,
+            freed: false,
+            home,
+        }
     }
 
     fn kill(&mut self) {
