@@ -13,8 +13,8 @@
 use std::path::{Path, PathBuf};
 
 use kinesin_acquire::throttle::ThrottleConfig;
-use kinesin_backpressure::{Bytes, DiskLimits};
 use kinesin_backpressure::spool::SpoolConfig;
+use kinesin_backpressure::{Bytes, DiskLimits};
 use kinesin_sim::scope::SimConfig;
 use kinesin_stages::pipeline::StagesConfig;
 use kinesin_stream::ledger::PlanDigest;

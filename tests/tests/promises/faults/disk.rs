@@ -69,6 +69,9 @@ impl Disk {
 
     /// Makes room on a small one.
     pub(crate) fn free(&self) {
+        if self.image.is_some() {
+            return;
+        }
         assert!(ran(Command::new("mount").args(["-o", "remount,size=400m", text(&self.at)])), "the disk grows");
     }
 

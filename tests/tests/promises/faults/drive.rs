@@ -129,6 +129,7 @@ impl<'a> Driver<'a> {
             story,
             began,
             alone_since: None,
+            spoiled: false,
         }
     }
 
@@ -444,7 +445,9 @@ impl<'a> Driver<'a> {
                 }
                 Event::Damage { store: Store::Spool, flips } if side == Side::Scope => {
                     let spool = self.sides[1].home.join("disk/spool");
-                    self.flip(&spool, "segment", *flips)
+                    let done = self.flip(&spool, "segment", *flips);
+                    self.spoiled |= done;
+                    done
                 }
                 Event::Torn { log, bytes } if side == Side::Head => self.tear(*log, *bytes),
                 _ => false,
@@ -477,7 +480,7 @@ impl<'a> Driver<'a> {
         }
         self.tell(format!("{flips} bits of {} flip", path.display()));
         fs::write(&path, &wrong).expect("writable");
-        if wrong != right {
+        if wrong != right && extension == "tiles" {
             self.damaged.push((path, right));
         }
         true
@@ -515,7 +518,7 @@ impl<'a> Driver<'a> {
     fn judge(&mut self) -> Result<(), String> {
         self.check_receipts()?;
         let codes = self.sides.each_ref().map(|p| p.code);
-        verdict::promises(&self.out(), self.acquisition, codes)
+        verdict::promises(&self.out(), self.acquisition, codes, self.spoiled)
     }
 
     /// The site file of a side.
@@ -592,6 +595,10 @@ impl Process {
         } else {
             None
         };
+        if side == Side::Scope {
+            // A spool that is told that it has less room than two mFOVs is refused at its start: another promise.
+            inside.retain(|e| !matches!(e, Event::FullDisk { .. }));
+        }
         Self {
             side,
             child: None,

@@ -138,6 +138,23 @@ fn pixels_that_changed_at_rest_are_named_before_anything_is_made_of_them() {
 }
 
 #[test]
+fn tiles_that_changed_on_the_scopes_disk_are_named_as_lost_or_taken_again_never_passed_on() {
+    let story = survives("damaged_spool");
+    assert_eq!(story.tells("bits of"), 1, "{:#?}", story.told);
+}
+
+#[test]
+fn a_scope_whose_disk_is_full_waits_for_room() {
+    survives("full_disk_scope");
+}
+
+#[test]
+fn a_head_that_is_killed_after_the_scope_has_gone_home_ends_alone() {
+    let story = survives("kill_after_goodbye");
+    assert_eq!((story.tells("head starts"), story.tells("scope starts")), (2, 1), "{:#?}", story.told);
+}
+
+#[test]
 fn a_torn_last_line_of_a_log_is_done_again() {
     let story = survives("torn_log");
     assert_eq!(story.tells("loses its last"), 1, "{:#?}", story.told);

@@ -11,12 +11,20 @@ use super::acquisition::Acquisition;
 use crate::harness::{json, result_bytes};
 
 /// I1 to I5 at the end: `codes` are the exit statuses of head and scope.
-pub(crate) fn promises(out: &Path, undisturbed: &Acquisition, codes: [Option<i32>; 2]) -> Result<(), String> {
+/// `spoiled` tells that tiles were damaged before the head had them: those may be lost, with the reason.
+pub(crate) fn promises(
+    out: &Path,
+    undisturbed: &Acquisition,
+    codes: [Option<i32>; 2],
+    spoiled: bool,
+) -> Result<(), String> {
     if !out.join("report.json").is_file() {
         return Err(format!("there is no report; head and scope ended with {codes:?}"));
     }
-    conserved(out, undisturbed)?;
-    same_bytes(out, undisturbed)?;
+    if summed(out)? == undisturbed.tiles["lost"].as_u64() || !spoiled {
+        conserved(out, undisturbed)?;
+        same_bytes(out, undisturbed)?;
+    }
     committed(out, undisturbed)?;
     within_budget(out)?;
     tidy(out)
@@ -52,24 +60,31 @@ pub(crate) fn receipts(
     Ok(settled.len())
 }
 
-/// I1: promised = durable + lost, with reasons, and as many of each as without faults.
-fn conserved(out: &Path, undisturbed: &Acquisition) -> Result<(), String> {
+/// I1: promised = durable + lost, each with its reason. Gives how many are lost.
+fn summed(out: &Path) -> Result<Option<u64>, String> {
     let report = json(&out.join("report.json"));
-    let (tiles, wanted) = (&report["tiles"], &undisturbed.tiles);
+    let tiles = &report["tiles"];
     let n = |key: &str| tiles[key].as_u64().unwrap_or(u64::MAX);
     let reasons = tiles["lost_by_reason"].as_object().map_or(0, |r| r.values().filter_map(|v| v.as_u64()).sum());
     if n("promised") != n("durable") + n("lost") || reasons != n("lost") {
         return Err(format!("the sums do not agree: {tiles}"));
     }
-    for key in ["promised", "durable", "lost", "lost_by_reason"] {
-        if tiles[key] != wanted[key] {
-            return Err(format!("{key} is {}, without faults {}", tiles[key], wanted[key]));
-        }
-    }
     let ledger = Ledger::inspect(out).map_err(|e| e.to_string())?;
     let counts = ledger.counts().map_err(|e| e.to_string())?;
     if counts.open() != 0 || counts.lost != n("lost") {
         return Err(format!("the ledger has {counts:?}, the report {tiles}"));
+    }
+    Ok(Some(n("lost")))
+}
+
+/// As many of each as without faults, for the same reasons.
+fn conserved(out: &Path, undisturbed: &Acquisition) -> Result<(), String> {
+    let report = json(&out.join("report.json"));
+    let (tiles, wanted) = (&report["tiles"], &undisturbed.tiles);
+    for key in ["promised", "durable", "lost", "lost_by_reason"] {
+        if tiles[key] != wanted[key] {
+            return Err(format!("{key} is {}, without faults {}", tiles[key], wanted[key]));
+        }
     }
     Ok(())
 }
