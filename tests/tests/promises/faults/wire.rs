@@ -9,7 +9,6 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use kinesin_sim::scenario::{Side, Weather};
 
 use super::relay::Relay;
-use crate::harness::free_address;
 
 pub(crate) struct Wire {
     relay: Relay,
@@ -46,8 +45,8 @@ impl Wire {
     /// An address for the head to listen at; the relay passes packets to it from now on.
     pub(crate) fn head_address(&self) -> SocketAddr {
         let address = match &self.nets {
-            None => free_address(),
-            Some(nets) => format!("{}:{}", nets.theirs(Side::Head), 40_000 + nets.next_port()),
+            None => lasting_address(),
+            Some(nets) => format!("{}:{}", nets.theirs(Side::Head), 40_000 + next_port()),
         };
         let address = address.parse().expect("an address");
         self.relay.head_is_at(address);
@@ -126,11 +125,6 @@ impl Nets {
     fn theirs(&self, side: Side) -> String {
         self.address(side, 2)
     }
-
-    fn next_port(&self) -> u32 {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        NEXT.fetch_add(1, Ordering::Relaxed) % 10_000
-    }
 }
 
 impl Drop for Nets {
@@ -138,6 +132,21 @@ impl Drop for Nets {
         for side in [Side::Scope, Side::Head] {
             ip(&format!("link del {}", self.cable(side)));
             ip(&format!("netns del {}", self.name(side)));
+        }
+    }
+}
+
+fn next_port() -> u32 {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    NEXT.fetch_add(1, Ordering::Relaxed) % 10_000
+}
+
+/// An address on loopback that nobody else is given while a killed head is down: below the ports that the system hands out.
+fn lasting_address() -> String {
+    loop {
+        let address = format!("127.0.0.1:{}", 11_000 + (std::process::id() * 97 + next_port()) % 20_000);
+        if std::net::UdpSocket::bind(&address).is_ok() {
+            return address;
         }
     }
 }
