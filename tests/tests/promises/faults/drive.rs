@@ -271,7 +271,7 @@ impl<'a> Driver<'a> {
         let [head, scope] = &self.sides;
         let waits = head.child.is_some() && scope.child.is_none() && scope.start_at.is_none();
         // One that was started after the head has already been there.
-        let waits = waits && scope.started < head.started;
+        let waits = waits && scope.started < head.started && !head.last_said().contains("going on without it");
         let since = *self.alone_since.get_or_insert_with(Instant::now);
         if !waits {
             self.alone_since = None;
