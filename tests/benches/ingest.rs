@@ -259,6 +259,7 @@ fn durable(root: &Path, load: Load) -> Result<Cost> {
     let config = AdmitConfig {
         link: ScopeConfig { head, keys, digest: DIGEST, settings: LinkSettings::default() },
         spool: SpoolConfig {
+            disk: Default::default(),
             folder: dir.path().join("spool"),
             capacity: Bytes::mib(2048),
             segment: Bytes::mib(256),
