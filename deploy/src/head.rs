@@ -187,7 +187,7 @@ impl HeadSide {
             sample: Box::new(move || {
                 metrics::line(&budget, &telemetry, &gate);
                 if let Ok(c) = ledger.counts() {
-                    metrics::tiles(&[("expected", c.expected), ("durable", c.durable), ("lost", c.lost)]);
+                    metrics::tiles(&c);
                 }
             }),
         }

@@ -10,6 +10,7 @@ use axum::routing::get;
 use kinesin_backpressure::Budget;
 use kinesin_backpressure::governor::{Figures, Rung};
 use kinesin_stages::pipeline::{Gate, Moment, Telemetry};
+use kinesin_stream::ledger::Counts;
 use metrics::{Unit, counter, describe_counter, describe_gauge, gauge};
 use metrics_exporter_prometheus::PrometheusBuilder;
 use serde::{Deserialize, Serialize};
@@ -124,8 +125,19 @@ pub(crate) fn line(budget: &Budget, telemetry: &Telemetry, gate: &Gate) {
 }
 
 /// Tiles in each state.
-pub(crate) fn tiles(states: &[(&'static str, u64)]) {
+pub(crate) fn tiles(counts: &Counts) {
+    let states = [
+        ("expected", counts.expected),
+        ("seen", counts.seen),
+        ("spooled", counts.spooled),
+        ("sent", counts.sent),
+        ("durable", counts.durable),
+        ("placed", counts.placed),
+        ("published", counts.published),
+        ("superseded", counts.superseded),
+        ("lost", counts.lost),
+    ];
     for (state, count) in states {
-        gauge!("tiles", "state" => *state).set(*count as f64);
+        gauge!("tiles", "state" => state).set(count as f64);
     }
 }
