@@ -73,6 +73,13 @@ pub enum Event {
         /// Seconds for which it was held.
         after_seconds: f64,
     },
+    /// What the hook to a real instrument did.
+    Hook {
+        /// In words.
+        said: String,
+        /// Whether it worked.
+        works: bool,
+    },
     /// No scope is connected.
     LinkLost,
     /// A scope is connected.
@@ -170,6 +177,7 @@ pub(crate) fn tell(event: &Event) {
             tracing::warn!(from, to, cause, ?figures, "the instrument is slowed");
         }
         Event::ScopeHeld { why, held, capacity } => tracing::warn!(why, held, capacity, "the instrument is held"),
+        Event::Hook { said, works: false } => tracing::warn!("{said}"),
         Event::LinkLost => tracing::warn!("no scope is connected"),
         Event::TileForeign { tile } => tracing::warn!(tile, "a tile came that nobody promised"),
         other => tracing::info!(?other, "event"),

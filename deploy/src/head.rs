@@ -23,7 +23,7 @@ use tokio::runtime::Runtime as Tokio;
 
 use crate::cli::RunArgs;
 use crate::events::EventLog;
-use crate::govern::{GovernSection, GovernThread, Governed, GovernorReport, spool_reading};
+use crate::govern::{GovernSection, GovernThread, Governed, GovernorReport, ScopeReport, spool_reading};
 use crate::instrument::Opened;
 use crate::outcome::{Failure, Outcome};
 use crate::progress::Progress;
@@ -247,6 +247,11 @@ impl HeadSide {
             self.received = self.tokio.block_on(head.join());
         }
         ended
+    }
+
+    /// What the scope's ladder did, where it ran in this process: for the report.
+    pub(crate) fn scope_was(&mut self, report: Option<ScopeReport>) {
+        self.governed.scope = report;
     }
 
     pub(crate) fn report(

@@ -124,6 +124,11 @@ pub(crate) fn line(budget: &Budget, telemetry: &Telemetry, gate: &Gate) {
     counter!("sections_provisional_total").absolute(telemetry.provisional_sections());
 }
 
+/// The instrument's pace, a share of its own speed.
+pub(crate) fn pace(share: f64) {
+    gauge!("scope_pace_ratio").set(share);
+}
+
 /// Tiles in each state.
 pub(crate) fn tiles(counts: &Counts) {
     let states = [

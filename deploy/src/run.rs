@@ -19,7 +19,7 @@ use tokio::runtime::Runtime as Tokio;
 
 use crate::cli::{KeysArgs, RunArgs, SideArgs};
 use crate::events::{self, Event};
-use crate::govern::{ScopeGovernor, announced};
+use crate::govern::{ScopeGovernor, announced, hooked};
 use crate::head::{HeadSide, interrupts, tokio};
 use crate::instrument::Opened;
 use crate::outcome::{Failure, Outcome};
@@ -60,8 +60,8 @@ pub fn run(args: &RunArgs, as_json: bool) -> Result<Outcome, Failure> {
     let mut scope = scope_config(address, &keys, head.acquisition, &site, (Some(&out), head.scope_disk))?;
     let (log, to) = (head.events.clone(), head.events.clone());
     scope.on_event = OnEvent::new(move |event| announced(event).into_iter().for_each(|e| log.note(e)));
-    let _governor = govern(&site, &instrument.plan(), &head.tokio, &mut scope, move |event| to.note(event));
-    let instrument = instrument.throttled(&site, &head.budget, head.tokio.handle(), to_log())?;
+    let governor = govern(&site, &instrument.plan(), &head.tokio, &mut scope, move |event| to.note(event));
+    let instrument = instrument.throttled(&site, &head.budget, head.tokio.handle(), hooked(head.events.clone()))?;
     head.start()?;
     let admitted = head.admit(instrument, scope);
     let progress = head.progress(as_json);
@@ -76,6 +76,7 @@ pub fn run(args: &RunArgs, as_json: bool) -> Result<Outcome, Failure> {
         (Ok(()), Ok(Err(error))) => return Err(Failure::fault(error)),
         (Ok(()), Err(error)) => return Err(Failure::fault(error)),
     };
+    head.scope_was(governor.map(|g| g.report()));
     head.report(scene.as_ref(), Some(&sent), as_json)
 }
 
@@ -196,7 +197,7 @@ fn govern(
     scope: &mut AdmitConfig,
     tell: impl Fn(Event) + Send + 'static,
 ) -> Option<ScopeGovernor> {
-    if !site.govern.is_on(plan) {
+    if !site.govern.moves(plan) {
         return None;
     }
     let tick = Duration::from_secs_f64(site.govern.tick_seconds);

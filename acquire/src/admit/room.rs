@@ -161,7 +161,11 @@ impl Admission {
             self.flow.stop_counting(&mut self.summary);
         }
         self.flow.refused |= self.flow.wish == Pace::Hold && !obeyed;
-        self.flow.refused_slow |= matches!(self.flow.wish, Pace::Slow(_)) && !obeyed;
+        if matches!(self.flow.wish, Pace::Slow(_)) && !obeyed && !std::mem::replace(&mut self.flow.refused_slow, true) {
+            // Whether it can stop at all decides whether a loss is to be announced: asked now, while there is room.
+            self.flow.refused |= !tell(instrument, Command::Hold).await?;
+            tell(instrument, Command::Go).await?;
+        }
         self.say_asked();
         Ok(())
     }
@@ -215,6 +219,8 @@ impl Admission {
     fn say_asked(&self) {
         let held = self.flow.full.is_some() || (self.flow.wish == Pace::Hold && !self.flow.refused);
         let (holdable, slowable) = (!self.flow.refused, !self.flow.refused_slow);
-        self.scope.asked(Asked { held, holdable, slowable, pace: self.flow.wish.share() });
+        let obeyed = slowable || !matches!(self.flow.wish, Pace::Slow(_));
+        let pace = if obeyed { self.flow.wish.share() } else { 1.0 };
+        self.scope.asked(Asked { held, holdable, slowable, pace });
     }
 }

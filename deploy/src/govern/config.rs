@@ -56,9 +56,14 @@ impl Default for GovernSection {
 }
 
 impl GovernSection {
-    /// Whether anything can change the mode in a run of this plan.
+    /// Whether the ladders move in a run of this plan.
+    pub fn moves(&self, plan: &RunPlan) -> bool {
+        self.enabled.unwrap_or(plan.peak_tiles_per_second > 0.0)
+    }
+
+    /// Whether anything can change the head's mode in a run of this plan.
     pub fn is_on(&self, plan: &RunPlan) -> bool {
-        self.enabled.unwrap_or(plan.peak_tiles_per_second > 0.0) || !self.drill.script.is_empty()
+        self.moves(plan) || !self.drill.script.is_empty()
     }
 
     /// Whether provisional labels may be made.

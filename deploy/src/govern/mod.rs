@@ -28,7 +28,8 @@ use serde::Serialize;
 
 pub use config::{Drill, GovernSection};
 pub(crate) use line::LineProgress;
-pub(crate) use scope::{ScopeGovernor, announced, spool_reading};
+pub use scope::ScopeReport;
+pub(crate) use scope::{ScopeGovernor, announced, hooked, spool_reading};
 
 use crate::events::{Event, EventLog};
 use crate::metrics;
@@ -69,6 +70,8 @@ pub struct GovernorReport {
     pub provisional_sections: u64,
     /// Most bytes that waited in each buffer.
     pub most_held: BTreeMap<String, u64>,
+    /// The scope's side, where it ran in this process.
+    pub scope: Option<ScopeReport>,
 }
 
 /// A change of mode.
@@ -127,6 +130,9 @@ struct Loop {
     line: LineProgress,
     report: GovernorReport,
     rung: Rung,
+    /// Whether the scope was there at the last look, and since when it is gone.
+    scope_there: bool,
+    scope_gone: Option<Instant>,
     started: Instant,
     ticked: Instant,
 }
@@ -136,7 +142,17 @@ impl Loop {
         let governor = Governor::head(governed.config.ladder.clone());
         let report = GovernorReport { on: governed.on, ..GovernorReport::default() };
         let now = Instant::now();
-        Self { governed, governor, line: LineProgress::default(), report, rung: Rung::Full, started: now, ticked: now }
+        Self {
+            governed,
+            governor,
+            line: LineProgress::default(),
+            report,
+            rung: Rung::Full,
+            scope_there: false,
+            scope_gone: None,
+            started: now,
+            ticked: now,
+        }
     }
 
     fn run(mut self, done: &AtomicBool) -> GovernorReport {
@@ -153,9 +169,11 @@ impl Loop {
 
     fn tick(&mut self) {
         self.count_time();
+        let spool = (self.governed.spool)();
+        self.watch_link(spool.is_some());
         let governed = &self.governed;
         self.line.advance(&governed.telemetry, governed.sections);
-        let readings = self.readings();
+        let readings = self.readings(spool);
         for reading in &readings {
             let most = self.report.most_held.entry(reading.name.clone()).or_default();
             *most = (*most).max(reading.held);
@@ -181,7 +199,21 @@ impl Loop {
         self.ticked = now;
     }
 
-    fn readings(&self) -> Vec<Reading> {
+    fn watch_link(&mut self, there: bool) {
+        if there == std::mem::replace(&mut self.scope_there, there) {
+            return;
+        }
+        if there {
+            if let Some(since) = self.scope_gone.take() {
+                self.governed.events.note(Event::LinkBack { after_seconds: since.elapsed().as_secs_f64() });
+            }
+        } else if self.line.complete < self.governed.sections {
+            self.scope_gone = Some(Instant::now());
+            self.governed.events.note(Event::LinkLost);
+        }
+    }
+
+    fn readings(&self, spool: Option<Reading>) -> Vec<Reading> {
         let governed = &self.governed;
         let (tiles, labels) = governed.section_bytes;
         let mut readings: Vec<Reading> = governed
@@ -203,7 +235,7 @@ impl Loop {
         if labels > 0 {
             readings.push(self.line.labels(labels, governed.config.labels_backlog.map(|b| b.0.max(2 * labels))));
         }
-        readings.extend((governed.spool)());
+        readings.extend(spool);
         readings
     }
 
@@ -239,7 +271,11 @@ impl Loop {
 impl GovernorReport {
     /// One line for people; none where nothing happened.
     pub fn line(&self) -> Option<String> {
-        if self.changes_total == 0 {
+        let scope = self.scope.as_ref().filter(|s| s.changes_total > 0).map_or(String::new(), |s| {
+            let (lost, slowest) = (s.seconds_lost, 100.0 * s.slowest);
+            format!("; the scope gave up {lost:.0} s of its speed, slowest {slowest:.0} %")
+        });
+        if self.changes_total == 0 && scope.is_empty() {
             return None;
         }
         let modes: Vec<String> = Rung::ALL
@@ -248,6 +284,9 @@ impl GovernorReport {
             .map(|(r, s)| format!("{s:.0} s {}", r.name().replace('_', " ")))
             .collect();
         let (changes, light) = (self.changes_total, self.provisional_sections);
-        Some(format!("modes      {changes} changes: {}; {light} sections with provisional labels", modes.join(", ")))
+        Some(format!(
+            "modes      {changes} changes: {}; {light} sections with provisional labels{scope}",
+            modes.join(", ")
+        ))
     }
 }

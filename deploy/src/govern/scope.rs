@@ -2,17 +2,48 @@
 //!
 //! A task on the scope's runtime. What it changes is told to `tell`; a full spool holds the instrument whatever it says.
 
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use kinesin_acquire::admit::AdmitEvent;
-use kinesin_backpressure::governor::{Control, Figures, GovernConfig, Governor, Pace, Reading, Rung};
+use kinesin_acquire::throttle::{HookEvent, Tell};
+use kinesin_backpressure::governor::{Control, Decision, Figures, GovernConfig, Governor, Pace, Reading, Rung};
 use kinesin_stream::link::ScopeStatus;
+use serde::Serialize;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use crate::events::Event;
+use crate::events::{Event, EventLog};
+use crate::metrics;
+
+/// What the scope's ladder did.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct ScopeReport {
+    /// Changes between full speed, slow and held.
+    pub changes_total: u64,
+    /// Seconds of the instrument's own speed that were given up: the integral of 1 - pace.
+    pub seconds_lost: f64,
+    /// The slowest pace, as a share of its own; 0 for held.
+    pub slowest: f64,
+    /// Losses that were announced.
+    pub losses_announced: u64,
+    /// Most bytes in the spool.
+    pub spool_most: u64,
+    /// Bytes that it may hold.
+    pub spool_capacity: u64,
+}
+
+impl ScopeReport {
+    fn count(&mut self, seconds: f64, status: &ScopeStatus, decision: &Decision) {
+        self.changes_total += u64::from(decision.change.is_some());
+        self.seconds_lost += seconds * (1.0 - status.pace);
+        self.slowest = self.slowest.min(status.pace);
+        self.spool_most = self.spool_most.max(status.spool_held);
+        self.spool_capacity = status.spool_capacity;
+    }
+}
 
 /// Ends with this.
 #[derive(Debug)]
@@ -21,6 +52,7 @@ pub(crate) struct ScopeGovernor {
     pub(crate) pace: watch::Receiver<Pace>,
     /// Where admission puts the status.
     pub(crate) status: watch::Sender<ScopeStatus>,
+    report: Arc<Mutex<ScopeReport>>,
     task: JoinHandle<()>,
 }
 
@@ -48,10 +80,13 @@ impl ScopeGovernor {
     ) -> Self {
         let (to_pace, pace) = watch::channel(Pace::Go);
         let (status, seen) = watch::channel(ScopeStatus::default());
+        let report = Arc::new(Mutex::new(ScopeReport { slowest: 1.0, ..ScopeReport::default() }));
+        let counted = report.clone();
         let task = runtime.spawn(async move {
             let mut governor = Governor::scope(config, Control { slow: true, hold: true });
             let (start, mut every) = (Instant::now(), tokio::time::interval(tick));
             let mut announced: Option<String> = None;
+            let mut last = start;
             loop {
                 every.tick().await;
                 let now = *seen.borrow();
@@ -63,6 +98,10 @@ impl ScopeGovernor {
                 let reading = spool_reading(&now, mfov, Rung::Hold);
                 let decision = governor.step(start.elapsed(), std::slice::from_ref(&reading));
                 let figures = governor.figures(&reading);
+                let seconds = std::mem::replace(&mut last, Instant::now()).elapsed().as_secs_f64();
+                lock(&counted).count(seconds, &now, &decision);
+                metrics::buffer(&reading.name, &figures);
+                metrics::pace(now.pace);
                 if decision.pace != before {
                     let (from, to) = (before.share(), decision.pace.share());
                     if decision.change.is_some() {
@@ -71,20 +110,40 @@ impl ScopeGovernor {
                     to_pace.send_replace(decision.pace);
                 }
                 match (&decision.coming_loss, announced.take()) {
-                    (Some(loss), None) => tell(Event::ComingLoss {
-                        buffer: loss.buffer.clone(),
-                        in_seconds: loss.in_seconds,
-                        bytes_per_minute: loss.bytes_per_minute,
-                        figures: loss.figures,
-                    }),
+                    (Some(loss), None) => {
+                        lock(&counted).losses_announced += 1;
+                        tell(Event::ComingLoss {
+                            buffer: loss.buffer.clone(),
+                            in_seconds: loss.in_seconds,
+                            bytes_per_minute: loss.bytes_per_minute,
+                            figures: loss.figures,
+                        })
+                    }
                     (None, Some(buffer)) => tell(Event::LossAverted { buffer }),
                     _ => {}
                 }
                 announced = decision.coming_loss.map(|loss| loss.buffer);
             }
         });
-        Self { pace, status, task }
+        Self { pace, status, report, task }
     }
+
+    /// What it did so far.
+    pub(crate) fn report(&self) -> ScopeReport {
+        lock(&self.report).clone()
+    }
+}
+
+fn lock(report: &Mutex<ScopeReport>) -> MutexGuard<'_, ScopeReport> {
+    report.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Has what a hook does in the log of events.
+pub(crate) fn hooked(events: Arc<EventLog>) -> Tell {
+    Arc::new(move |event| {
+        let works = matches!(event, HookEvent::Done { .. } | HookEvent::Recovered { .. });
+        events.note(Event::Hook { said: event.to_string(), works });
+    })
 }
 
 /// What admission announces, as an event of the run; `None` for what is of no interest to an operator.
