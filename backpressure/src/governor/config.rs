@@ -35,6 +35,9 @@ pub struct GovernConfig {
     /// A buffer must be emptied to this share before its rung is left. Default 0.2: enough is left for whoever drains it
     /// to be busy until the flow is back.
     pub low_water: f64,
+    /// At `spool_only` the head takes tiles only while the line is less full than this. Default 0.5: the line always has
+    /// something to do, and what was spooled comes as fast as it is worked off, not as fast as the link is.
+    pub intake_below: f64,
     /// How much better than on entering the prediction must be for leaving. Default 2.
     pub leave_factor: f64,
     /// Shortest time on a rung, in seconds; only imminent overflow (`hold_seconds`) ends it sooner. Default 20: the rates
@@ -64,6 +67,7 @@ impl Default for GovernConfig {
             announce_seconds: 300.0,
             act_above: 0.3,
             low_water: 0.2,
+            intake_below: 0.5,
             leave_factor: 2.0,
             dwell_seconds: 20.0,
             episode_seconds: 120.0,
@@ -117,6 +121,9 @@ impl GovernConfig {
         }
         if !(self.low_water > 0.0 && self.low_water < self.act_above && self.act_above < 1.0) {
             found.push(("low_water", "write 0 < low_water < act_above < 1".into()));
+        }
+        if !(self.intake_below > self.low_water && self.intake_below < 1.0) {
+            found.push(("intake_below", format!("{}; write a share above low_water and below 1", self.intake_below)));
         }
         if !(self.leave_factor >= 1.0 && self.leave_factor.is_finite()) {
             found.push(("leave_factor", format!("{}; write at least 1", self.leave_factor)));

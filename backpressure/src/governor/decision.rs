@@ -13,7 +13,7 @@ pub enum Rung {
     LighterSegmentation,
     /// No labels: stitching, alignment and quality only.
     StitchOnly,
-    /// The head takes no tiles; they wait in the scope's spool.
+    /// The head takes tiles only as fast as it works them off; the others wait in the scope's spool.
     SpoolOnly,
     /// The instrument goes slower.
     Slow,
@@ -138,6 +138,8 @@ pub struct ComingLoss {
 pub struct Decision {
     /// The rung from now on.
     pub rung: Rung,
+    /// Whether the head takes tiles from now on; at `SpoolOnly` only while the line has room for them.
+    pub takes: bool,
     /// The instrument's pace from now on.
     pub pace: Pace,
     /// Where the rung is new.

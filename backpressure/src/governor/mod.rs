@@ -7,7 +7,8 @@
 //!    labels wait   no labels     no new tiles                 spool fills more slowly, not at all
 //! ```
 //! The same ladder runs in two places. The head gives up labels first, then any segmentation, then tiles: they wait in the
-//! scope's spool. Only what fills that spool slows the instrument, and only imminent overflow holds it.
+//! scope's spool. At `SpoolOnly` the head still takes tiles while its line is less than half full, so that it always has work and
+//! what was spooled is worked off without the ladder swinging with the link. Only what fills that spool slows the instrument, and only imminent overflow holds it.
 //!
 //! # The rule
 //! * *Prediction.* A buffer overflows in `room / (in - out)` seconds. Each rung has a number of seconds from which on it is
@@ -148,7 +149,13 @@ impl Governor {
         };
         self.pace = self.paced(readings);
         let coming_loss = readings.iter().find_map(|r| self.coming_loss(r));
-        Decision { rung: self.rung, pace: self.pace, change, coming_loss }
+        let takes = self.rung < Rung::SpoolOnly || readings.iter().all(|r| self.has_room(r));
+        Decision { rung: self.rung, takes, pace: self.pace, change, coming_loss }
+    }
+
+    /// Whether a buffer that taking fewer tiles helps may get more of them.
+    fn has_room(&self, reading: &Reading) -> bool {
+        reading.deepest < Rung::SpoolOnly || (reading.held as f64) < self.config.intake_below * reading.capacity as f64
     }
 
     /// Seconds since the last step; `None` where the clock cannot be believed.

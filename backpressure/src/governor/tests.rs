@@ -110,16 +110,22 @@ fn a_step_load_costs_the_scope_what_the_missing_capacity_explains() {
 }
 
 /// Both sides: instrument, spool, link, line. `relief` is how many times faster the line works without the full flood.
-fn chain_plant(spool: &mut Tank, line: &mut Tank, relief: f64, load: impl Fn(u64) -> f64) -> (Seen, Seen) {
+fn chain_plant(
+    spool: &mut Tank,
+    line: &mut Tank,
+    relief: f64,
+    load: impl Fn(u64) -> f64,
+    link: impl Fn(u64) -> f64,
+) -> (Seen, Seen) {
     let mut head = Governor::head(GovernConfig::default());
     let config = GovernConfig { reaction_seconds: 1.0, ..GovernConfig::default() };
     let mut scope = Governor::scope(config, Control { slow: true, hold: true });
     let (mut at_head, mut at_scope) = (Seen::default(), Seen::default());
     let mut waiting = spool.reading(Rung::StitchOnly);
-    for t in 0..900 {
+    let mut may_take = true;
+    for t in 0..1500 {
         at_scope.scope_seconds_lost += 1.0 - scope.pace().share();
-        // The link takes three times the instrument's speed, while the head takes tiles and the line has room.
-        let takes = if head.rung() == Rung::SpoolOnly { 0.0 } else { (3.0 * SECOND).min(line.room()) };
+        let takes = if may_take { (link(t) * SECOND).min(line.room()) } else { 0.0 };
         let sent = spool.flow(scope.pace().share() * SECOND, takes);
         let speed = load(t) * SECOND * if head.rung() == Rung::Full { 1.0 } else { relief };
         line.flow(sent, speed);
@@ -127,6 +133,7 @@ fn chain_plant(spool: &mut Tank, line: &mut Tank, relief: f64, load: impl Fn(u64
         // The status message is a second old.
         let before = std::mem::replace(&mut waiting, spool.reading(Rung::StitchOnly));
         let decided = head.step(now, &[before, line.reading(Rung::SpoolOnly)]);
+        may_take = decided.takes;
         at_head.changes.extend(decided.change.map(|c| (t, c)));
         let decided = scope.step(now, &[spool.reading(Rung::Hold)]);
         at_scope.changes.extend(decided.change.map(|c| (t, c)));
@@ -139,7 +146,7 @@ fn a_step_load_moves_either_ladder_at_most_twice_each_way() {
     for relief in [1.0, 1.3, 1.7, 2.5] {
         for (line_seconds, spool_seconds) in [(60.0, 20.0), (60.0, 120.0), (200.0, 600.0)] {
             let (mut spool, mut line) = (Tank::of("spool", spool_seconds), Tank::of("line", line_seconds));
-            let (head, scope) = chain_plant(&mut spool, &mut line, relief, step_load);
+            let (head, scope) = chain_plant(&mut spool, &mut line, relief, step_load, |_| 6.0);
             let case = format!("relief {relief}, line {line_seconds} s, spool {spool_seconds} s");
             for (name, seen) in [("head", &head), ("scope", &scope)] {
                 let moves: Vec<_> = seen.changes.iter().map(|(t, c)| (*t, c.from, c.to)).collect();
@@ -155,12 +162,28 @@ fn a_step_load_moves_either_ladder_at_most_twice_each_way() {
 }
 
 #[test]
-fn a_load_that_stays_too_high_makes_the_ladder_swing_less_and_less() {
+fn a_back_fill_as_fast_as_the_link_does_not_make_the_ladder_swing() {
+    let (mut spool, mut line) = (Tank::of("spool", 600.0), Tank::of("line", 60.0));
+    // The head is away for five minutes; its line does one and a half times the live rate.
+    let link = |t| if (120..420).contains(&t) { 0.0 } else { 6.0 };
+    let (head, scope) = chain_plant(&mut spool, &mut line, 1.0, |_| 1.5, link);
+    let moves: Vec<_> = head.changes.iter().map(|(t, c)| (*t, c.from, c.to)).collect();
+    println!("back-fill of 300 s: {moves:?}");
+    assert_eq!((spool.lost + line.lost, spool.held, scope.scope_seconds_lost), (0.0, 0.0, 0.0));
+    assert!(moves.len() <= 4, "{moves:?}");
+    let done = head.changes.last().map_or(0, |(t, _)| *t);
+    assert!(done < 420 + 600 + 120, "300 s at half a second a second, and the way back up: {done} s");
+}
+
+#[test]
+fn a_load_that_stays_too_high_is_shared_between_two_modes() {
     let (mut spool, mut line) = (Tank::of("spool", 600.0), Tank::of("line", 60.0));
     // Nine tenths of the load at full, more than all of it without the flood: it wants Full and cannot have it.
-    let (head, _) = chain_plant(&mut spool, &mut line, 2.0, |_| 0.9);
+    let (head, _) = chain_plant(&mut spool, &mut line, 2.0, |_| 0.9, |_| 6.0);
     let moves: Vec<_> = head.changes.iter().map(|(t, c)| (*t, c.from, c.to)).collect();
-    assert!(moves.len() <= 10, "{moves:?}");
+    // Full labels for three minutes, then half a minute to catch up.
+    assert!(moves.len() <= 1500 / 100, "{moves:?}");
+    assert!(moves.iter().all(|(_, from, to)| (*from).max(*to) == Rung::LighterSegmentation), "{moves:?}");
     assert_eq!(spool.lost + line.lost, 0.0);
 }
 
@@ -277,7 +300,7 @@ fn the_default_keys_have_no_problems_and_swapped_ones_are_told() {
     assert_eq!(GovernConfig::default().problems(), Vec::new());
     let swapped = GovernConfig { lighter_seconds: 10.0, low_water: 0.9, slowest_pace: 0.0, ..GovernConfig::default() };
     let keys: Vec<_> = swapped.problems().into_iter().map(|(key, _)| key).collect();
-    assert_eq!(keys, ["lighter_seconds", "low_water", "slowest_pace"]);
+    assert_eq!(keys, ["lighter_seconds", "low_water", "intake_below", "slowest_pace"]);
 }
 
 #[test]

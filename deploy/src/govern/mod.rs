@@ -183,6 +183,9 @@ impl Loop {
         for reading in &readings {
             metrics::buffer(&reading.name, &self.governor.figures(reading));
         }
+        // In a drill that is what has come and can be drawn: it must not wait for itself.
+        let drill = !self.governed.config.drill.script.is_empty();
+        self.governed.gate.takes(if drill { self.line.complete == self.line.drawn } else { decision.takes });
         if let Some(change) = change.filter(|_| self.governed.on) {
             self.change(change);
         }
@@ -239,16 +242,10 @@ impl Loop {
         readings
     }
 
-    /// The mode of the drill. Where no tiles are to be taken and all that came is drawn, the next entry counts until more
-    /// has come: otherwise the drill would wait for itself.
+    /// The mode of the drill.
     fn rehearsed(&self) -> Option<Change> {
         let script = &self.governed.config.drill.script;
-        let at = script.iter().rposition(|(from, _)| *from <= self.line.drawn)?;
-        let drained = self.line.complete == self.line.drawn;
-        let to = match script[at].1 {
-            Rung::SpoolOnly if drained => script.get(at + 1).map_or(Rung::Full, |(_, rung)| *rung),
-            rung => rung,
-        };
+        let to = script.iter().rfind(|(from, _)| *from <= self.line.drawn)?.1;
         let stayed_seconds = 0.0;
         let figures = Figures::default();
         (to != self.rung).then(|| Change { from: self.rung, to, cause: "drill".into(), figures, stayed_seconds })

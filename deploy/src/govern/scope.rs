@@ -87,6 +87,7 @@ impl ScopeGovernor {
             let (start, mut every) = (Instant::now(), tokio::time::interval(tick));
             let mut announced: Option<String> = None;
             let mut last = start;
+            let mut told = 1.0;
             loop {
                 every.tick().await;
                 let now = *seen.borrow();
@@ -94,7 +95,6 @@ impl ScopeGovernor {
                     continue;
                 }
                 governor.control(Control { slow: now.slowable, hold: now.holdable });
-                let before = governor.pace();
                 let reading = spool_reading(&now, mfov, Rung::Hold);
                 let decision = governor.step(start.elapsed(), std::slice::from_ref(&reading));
                 let figures = governor.figures(&reading);
@@ -102,12 +102,12 @@ impl ScopeGovernor {
                 lock(&counted).count(seconds, &now, &decision);
                 metrics::buffer(&reading.name, &figures);
                 metrics::pace(now.pace);
-                if decision.pace != before {
-                    let (from, to) = (before.share(), decision.pace.share());
-                    if decision.change.is_some() {
-                        tell(Event::Pace { from, to, cause: reading.name.clone(), figures });
-                    }
-                    to_pace.send_replace(decision.pace);
+                to_pace.send_if_modified(|before| std::mem::replace(before, decision.pace) != decision.pace);
+                // The share moves on with every look: it is told where it stops, goes, or has moved by a tenth.
+                let share = decision.pace.share();
+                if (share - told).abs() >= 0.1 || (share != told && [0.0, 1.0].contains(&share)) {
+                    let from = std::mem::replace(&mut told, share);
+                    tell(Event::Pace { from, to: share, cause: reading.name.clone(), figures });
                 }
                 match (&decision.coming_loss, announced.take()) {
                     (Some(loss), None) => {

@@ -29,6 +29,8 @@ pub struct Gate {
 #[derive(Debug, Default)]
 struct State {
     rung: Rung,
+    /// At `SpoolOnly`: that tiles are taken all the same, because the line has room.
+    takes: bool,
     /// For drills: from this z on, this rung.
     script: Vec<(u32, Rung)>,
     /// For drills: from this z on, drawing a section takes this many milliseconds longer.
@@ -42,6 +44,12 @@ impl Gate {
     /// The rung from now on.
     pub fn set(&self, rung: Rung) {
         self.lock().rung = rung;
+        self.changed.notify_all();
+    }
+
+    /// Whether tiles are taken at `SpoolOnly` from now on.
+    pub fn takes(&self, takes: bool) {
+        self.lock().takes = takes;
         self.changed.notify_all();
     }
 
@@ -132,7 +140,7 @@ impl Gate {
     /// Waits while the head is to take no tiles.
     pub(super) fn take_tiles(&self, run: &RunToken) {
         let mut state = self.lock();
-        while state.rung >= Rung::SpoolOnly && !run.is_stopped() {
+        while state.rung >= Rung::SpoolOnly && !state.takes && !run.is_stopped() {
             state = self.wait(state);
         }
     }

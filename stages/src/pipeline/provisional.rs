@@ -100,7 +100,7 @@ impl ProvisionalBox {
         }
         let sections = std::mem::take(&mut self.held);
         let gate = self.gate.clone();
-        let progress = move || !run.is_stopped() && matches!(gate.rung(), Rung::Full | Rung::LighterSegmentation);
+        let progress = move || !run.is_stopped() && matches!(gate.rung_of(z), Rung::Full | Rung::LighterSegmentation);
         let Some(mut labels) = light.flood(sections, &progress)? else { return Ok(()) };
         renumber(&mut labels, last_id);
         LabelWriter::create(&light.path, light.labels.clone())?
