@@ -43,6 +43,8 @@ struct Section {
     plan: Arc<SectionPlan>,
     /// Those that are whole in the spool, or were durable before.
     over: BTreeSet<MfovId>,
+    /// How often the instrument has ended it, in this run: what is promised for later is still to come.
+    ends: u32,
 }
 
 /// Sections that are kept at hand after their end, for tiles that come again.
@@ -128,9 +130,10 @@ impl Admission {
             {
                 // From a run before, and not begun again.
                 let over = plan.mfovs.iter().map(|m| m.id).filter(|m| !missing.contains(m)).collect();
-                self.sections.push_back(Section { plan: Arc::new(plan), over });
+                self.sections.push_back(Section { plan: Arc::new(plan), over, ends: 0 });
             }
         }
+        self.sections.iter_mut().for_each(|s| s.ends = u32::MAX);
         for section in self.sections.iter().map(|s| s.plan.section).collect::<Vec<_>>() {
             if !self.end_section(section, instrument).await? {
                 return Ok(());
@@ -169,6 +172,8 @@ impl Admission {
             }
             Event::SectionEnds(section) => {
                 self.section(section, "SectionEnds")?;
+                let ended = self.sections.iter_mut().find(|s| s.plan.section == section);
+                ended.into_iter().for_each(|s| s.ends = s.ends.saturating_add(1));
                 return self.end_section(section, instrument).await;
             }
         }
@@ -217,7 +222,7 @@ impl Admission {
                 self.past.pop_front();
             }
         }
-        self.sections.push_back(Section { plan, over });
+        self.sections.push_back(Section { plan, over, ends: 0 });
     }
 
     /// The head has these from before: the instrument need not give them, and what came of them is not needed.
@@ -313,7 +318,9 @@ impl Admission {
 
     async fn end_section<I: Instrument>(&mut self, section: SectionId, instrument: &mut I) -> Result<bool, AdmitError> {
         let Some(entry) = self.sections.iter().find(|s| s.plan.section == section) else { return Ok(true) };
-        let left: Vec<_> = entry.plan.mfovs.iter().map(|m| m.id).filter(|id| !entry.over.contains(id)).collect();
+        // After a restart the promise may be a later one, which the instrument has yet to come to.
+        let due = entry.plan.mfovs.iter().filter(|m| m.revision < entry.ends).map(|m| m.id);
+        let left: Vec<_> = due.filter(|id| !entry.over.contains(id)).collect();
         for id in left {
             if !self.ship(id, "the instrument ended the section without it", instrument).await? {
                 return Ok(false);

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use kinesin_backpressure::edge;
 use kinesin_backpressure::spool::{NoRoom, SpoolEvent};
 use kinesin_stream::geometry::{BoxXy, Xy};
-use kinesin_stream::ids::{BeamId, MfovId, RegionId, SectionId, SerialIndex, TileKey};
+use kinesin_stream::ids::{Attempt, BeamId, MfovId, RegionId, SectionId, SerialIndex, TileKey};
 use kinesin_stream::ledger::{ContentHash, Counts, Ledger, Outcome, Place, PlanDigest};
 use kinesin_stream::link::{Head, HeadConfig, Keys, LinkSettings, Receipts, Role, make_keys};
 use kinesin_stream::pixels::Pixels;
@@ -153,6 +153,10 @@ impl Site {
         runner.spawn("store", move |_| {
             let mut partial: BTreeMap<MfovId, Vec<(TileKey, Outcome)>> = BTreeMap::new();
             while let Some(flow) = rx.recv_blocking() {
+                let plan = match &*flow {
+                    Flow::Item(tile) => &tile.plan,
+                    Flow::Lost(loss) => &loss.plan,
+                };
                 let (key, outcome) = match &*flow {
                     Flow::Item(tile) => {
                         let place = Place { offset: 0, width: SIDE, height: SIDE };
@@ -163,7 +167,7 @@ impl Site {
                 };
                 let outcomes = partial.entry(key.mfov).or_default();
                 outcomes.push((key, outcome));
-                if outcomes.len() == 7 {
+                if outcomes.len() == plan.mfov(key.mfov).expect("promised").tiles.len() {
                     let outcomes = partial.remove(&key.mfov).expect("whole");
                     shelf.lock().expect("no panic").push(Whole(key.mfov, outcomes));
                     if let Some(log) = &*noted.lock().expect("no panic") {
@@ -384,6 +388,32 @@ fn tiles_of_an_open_mfov_survive_the_scope_and_are_no_duplicates_when_they_come_
         assert_eq!(ledger.counts().expect("reads"), Counts { durable: 14, ..Counts::default() });
         assert!(ledger.duplicates().expect("reads").is_empty());
     }
+}
+
+#[test]
+fn a_retake_that_was_under_way_when_the_scope_died_is_awaited_past_the_first_end_of_its_section() {
+    let site = Site::new();
+    let first = plan(2);
+    let mut stop = first.mfovs[1].clone();
+    (stop.id.attempt, stop.revision) = (Attempt(1), 1);
+    stop.tiles.truncate(2);
+    stop.tiles.iter_mut().for_each(|t| t.key.mfov = stop.id);
+    let again = Arc::new(first.amended([stop.clone()]));
+    let all = || {
+        let mut events = whole(&first);
+        events.extend([Event::SectionAmended(again.clone()), Event::MfovBegins(stop.id)]);
+        events.extend([tile(&again, 2, 0), tile(&again, 2, 1), Event::MfovEnds(stop.id)]);
+        events.push(Event::SectionEnds(first.section));
+        events
+    };
+    assert_eq!(again.mfovs[2].id, stop.id);
+    // It dies between the two tiles of the retake.
+    let mut events = all();
+    events.truncate(events.len() - 3);
+    site.run(script(cut(events, &first)).0, 100).expect_err("an event out of order");
+    site.run(script(all()).0, 100).expect("all durable");
+    let ledger = site.join();
+    assert_eq!(ledger.counts().expect("reads"), Counts { durable: 16, ..Counts::default() });
 }
 
 #[test]
