@@ -32,7 +32,7 @@ pub(crate) struct Story {
 }
 
 /// Longest that a schedule may take before it counts as hung.
-const PATIENCE: Duration = Duration::from_secs(90);
+const PATIENCE: Duration = Duration::from_secs(240);
 
 /// Drives the acquisition through the scenario over the relay on loopback, and holds the outcome against the promises.
 pub(crate) fn drive(acquisition: &Acquisition, scenario: &Scenario) -> Result<Story, Broken> {
@@ -530,7 +530,7 @@ impl<'a> Driver<'a> {
         let keys = self.folder.path().join("keys");
         let home = &self.sides[index(side)].home;
         let link = format!("[link]\naddress = \"{address}\"\nkeys = {:?}\n", text(&keys));
-        let settings = "[link.settings]\nidle_seconds = 0.4\ngive_up_seconds = 60.0\n";
+        let settings = "[link.settings]\nidle_seconds = 1.0\ngive_up_seconds = 60.0\n";
         let site = format!("{}\n{link}{settings}", self.acquisition.site(&home.join("disk")));
         let path = home.join("site.toml");
         fs::write(&path, site).expect("writable");
