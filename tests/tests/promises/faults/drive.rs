@@ -221,7 +221,8 @@ impl<'a> Driver<'a> {
                 }
             }
             Event::PowerCut { side, down_ms, .. } => {
-                if self.down(*side, Duration::from_millis(*down_ms))? {
+                let was_up = self.down(*side, Duration::from_millis(*down_ms))?;
+                if was_up {
                     if let Some(disk) = &mut self.process(*side).disk {
                         disk.cut_power();
                     } else {
