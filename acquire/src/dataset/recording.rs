@@ -7,7 +7,7 @@
 //! DIR/sections/<z, 4 digits>/lost.json      {NAME: Reason} of the tiles that are not there; may be absent
 //! ```
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -16,26 +16,43 @@ use kinesin_stream::plan::{RunPlan, SectionPlan};
 use kinesin_stream::tile::Reason;
 use serde::de::DeserializeOwned;
 
-use super::{Dataset, DatasetError, text_of};
+use super::{Dataset, DatasetError, entries, file_name, text_of};
 
 /// Opens the folder of a recorded run.
 pub(crate) fn open(folder: &Path) -> Result<Dataset, DatasetError> {
     let plan: RunPlan = json(&folder.join("run.json"))?;
     let mut data =
         Dataset { plan, sections: Vec::new(), paths: BTreeMap::new(), lost: BTreeMap::new(), remarks: Vec::new() };
-    for z in 0..data.plan.sections {
-        let section = folder.join("sections").join(format!("{z:04}"));
-        if !section.is_dir() {
-            data.remarks.push(format!("section z = {z} was promised and is not recorded"));
-            continue;
-        }
-        data.take(&section, SerialIndex(z))?;
+    // What is there counts, not how many are promised: a damaged number must cost neither time nor memory.
+    let recorded = recorded(&folder.join("sections"), data.plan.sections)?;
+    for z in &recorded {
+        data.take(&folder.join("sections").join(format!("{z:04}")), SerialIndex(*z))?;
+    }
+    let missing = data.plan.sections as usize - recorded.len();
+    if missing > 0 {
+        let first: Vec<String> =
+            (0..data.plan.sections).filter(|z| !recorded.contains(z)).take(10).map(|z| z.to_string()).collect();
+        let more = if missing > first.len() { ", ..." } else { "" };
+        let first = first.join(", ");
+        data.remarks.push(format!("{missing} sections were promised and are not recorded: z = {first}{more}"));
     }
     if data.sections.is_empty() {
         let what = format!("{} sections promised, none found in sections/", data.plan.sections);
         return Err(DatasetError::Content { path: folder.into(), what });
     }
     Ok(data)
+}
+
+/// Sections of which there is a folder, in order.
+fn recorded(folder: &Path, promised: u32) -> Result<BTreeSet<u32>, DatasetError> {
+    if !folder.is_dir() {
+        return Ok(BTreeSet::new());
+    }
+    let number = |path: &PathBuf| {
+        let name = file_name(path);
+        name.parse::<u32>().ok().filter(|z| *z < promised && name == format!("{z:04}") && path.is_dir())
+    };
+    Ok(entries(folder)?.iter().filter_map(number).collect())
 }
 
 fn json<T: DeserializeOwned>(path: &Path) -> Result<T, DatasetError> {

@@ -10,6 +10,7 @@
 //! Integers are variable-length (`postcard`). Tiles of one mFOV mostly share their times: each distinct set of times is stored once.
 
 use std::collections::BTreeMap;
+use std::io::Read;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -102,6 +103,10 @@ impl Standing {
 
     pub(super) fn decode(bytes: &[u8]) -> Result<Self, Bad> {
         let rest: Rest = decode(bytes)?;
+        let (beams, states, which) = (rest.beams.len(), rest.states.len(), rest.which.len());
+        if beams != states || beams != which {
+            return Err(format!("{beams} beams, {states} states and {which} times"));
+        }
         let reasons: Vec<Reason> = rest
             .reasons
             .iter()
@@ -201,6 +206,9 @@ pub(super) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Bad> {
     postcard::from_bytes(bytes).map_err(|e| e.to_string())
 }
 
+/// Longest record that is decompressed, bytes: many times the plan of a section of some thousand mFOVs.
+const LONGEST: u64 = 1 << 28;
+
 /// Compressed, for what repeats itself and is read seldom: plans and qualities.
 pub(super) fn squeeze(bytes: &[u8]) -> Result<Vec<u8>, Bad> {
     zstd::bulk::compress(bytes, 1).map_err(|e| e.to_string())
@@ -208,5 +216,8 @@ pub(super) fn squeeze(bytes: &[u8]) -> Result<Vec<u8>, Bad> {
 
 /// Inverse of [`squeeze`].
 pub(super) fn unsqueeze(bytes: &[u8]) -> Result<Vec<u8>, Bad> {
-    zstd::stream::decode_all(bytes).map_err(|e| e.to_string())
+    let mut plain = Vec::new();
+    let decoder = zstd::stream::Decoder::new(bytes).map_err(|e| e.to_string())?;
+    decoder.take(LONGEST + 1).read_to_end(&mut plain).map_err(|e| e.to_string())?;
+    if plain.len() as u64 > LONGEST { Err(format!("more than {LONGEST} bytes")) } else { Ok(plain) }
 }
