@@ -184,9 +184,9 @@ fn recorded_runs() {
     let file = |name: &str| -> PathBuf { dir.path().join(name) };
     std::fs::write(file("run.json"), &run).expect("writes");
     std::fs::write(file("sections/0000/plan.json"), &plan).expect("writes");
-    fuzz("run.json", 4.0, &[run.clone()], dataset(&file("run.json"), dir.path()));
+    fuzz("run.json", 4.0, std::slice::from_ref(&run), dataset(&file("run.json"), dir.path()));
     std::fs::write(file("run.json"), &run).expect("writes");
-    fuzz("plan.json", 4.0, &[plan.clone()], dataset(&file("sections/0000/plan.json"), dir.path()));
+    fuzz("plan.json", 4.0, std::slice::from_ref(&plan), dataset(&file("sections/0000/plan.json"), dir.path()));
     std::fs::write(file("sections/0000/plan.json"), &plan).expect("writes");
     let lists = dataset(&file("sections/0000/lost.json"), dir.path());
     fuzz("lost.json", 4.0, &[b"{}".to_vec(), lost], lists);

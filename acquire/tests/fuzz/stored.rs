@@ -106,7 +106,7 @@ fn each_file(root: &Path, what: &str, weight: f64, read: impl Fn(&Path) -> Resul
     for file in files.iter().take(6) {
         let whole = std::fs::read(file).expect("reads");
         let name = format!("{what} {}", file.strip_prefix(root).expect("within").display());
-        fuzz(&name, weight, &[whole.clone()], |bytes| {
+        fuzz(&name, weight, std::slice::from_ref(&whole), |bytes| {
             std::fs::write(file, bytes).expect("writes");
             read(root)
         });
@@ -144,7 +144,7 @@ fn spools() {
     let whole: Vec<_> = files.iter().map(|f| (f.clone(), std::fs::read(f).expect("reads"))).collect();
     for (file, good) in &whole {
         let name = format!("spool {}", file.file_name().expect("named").to_string_lossy());
-        fuzz(&name, 1.0, &[good.clone()], |bytes| {
+        fuzz(&name, 1.0, std::slice::from_ref(good), |bytes| {
             // A repair may have removed or renamed any of them.
             std::fs::remove_dir_all(&at).expect("removes");
             std::fs::create_dir(&at).expect("makes");
