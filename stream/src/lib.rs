@@ -29,3 +29,8 @@ pub mod runner;
 pub mod stage;
 pub mod tile;
 pub mod volume;
+
+/// The damager that all parsers are tested with.
+#[cfg(test)]
+#[path = "../../acquire/tests/fuzz/harness.rs"]
+mod fuzz;

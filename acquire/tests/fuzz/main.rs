@@ -1,7 +1,8 @@
 //! No bytes make a parser panic, hang, take much memory, or refuse without a word: every format that is read from a disk, an
 //! instrument or a peer, fed with damaged good files. See [`harness`] for the settings and the counts.
 //!
-//! Private forms of the link and the ledger are fuzzed beside their code (`stream/src/link/fuzz.rs`, `stream/src/ledger/fuzz.rs`).
+//! Private forms of the link and the ledger are fuzzed beside their code (`stream/src/{link,ledger}/tests/fuzz.rs`), site files in
+//! `tests/tests/fuzz.rs`, with the same harness.
 
 mod harness;
 mod stored;

@@ -1,5 +1,7 @@
 //! Promises of the ledger.
 
+mod fuzz;
+
 use std::collections::BTreeSet;
 
 use super::*;

@@ -1,5 +1,6 @@
 //! Promises of the link, on loopback, with a stand-in for the archive that settles an mFOV when its last tile is there.
 
+mod fuzz;
 mod peers;
 mod transfer;
 mod trust;
