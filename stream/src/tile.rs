@@ -5,6 +5,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::ids::TileKey;
+use crate::ledger::ContentHash;
 use crate::pixels::Pixels;
 use crate::plan::SectionPlan;
 
@@ -17,6 +18,8 @@ pub struct Tile {
     pub plan: Arc<SectionPlan>,
     /// The image as acquired.
     pub pixels: Pixels,
+    /// BLAKE3 of `pixels`, as checked where they came in: nobody behind it hashes them again.
+    pub hash: ContentHash,
 }
 
 /// Why an item will never come.

@@ -24,7 +24,7 @@ pub struct GovernConfig {
     /// an instrument stops only at its next stopping point.
     pub hold_seconds: f64,
     /// Time in which a command to the instrument takes effect: one mFOV of a multi-beam scope, one slice of a block-face
-    /// one. The spool keeps what the instrument delivers in this time free (2 to 25 % of it). Default 4 s.
+    /// one. With less room than the instrument fills in this time (2 to 40 % of the spool) it is held. Default 4 s.
     pub reaction_seconds: f64,
     /// A loss that nothing can prevent is announced this many seconds before it comes. Default 300: somebody has to walk
     /// to the microscope.

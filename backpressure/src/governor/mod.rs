@@ -22,7 +22,7 @@
 //! * *Dwell.* A rung is kept for `dwell_seconds`, unless a buffer is about to overflow, or to run empty where the rung cut
 //!   its flow off.
 //! * *Slow(f).* `f = (out + (target - held) / T) / free`, `T` at most `slow_seconds`, where `free` is what the instrument delivers when left
-//!   alone: the spool fills up to its reserve and stays there, so that the head has something to do all the time. The scope
+//!   alone: the spool fills up to a little more than its reserve of room and stays there, so that the head has something to do all the time. The scope
 //!   then loses what the head lacks, less what the spool takes, and no more.
 //!
 //! # Time
@@ -43,6 +43,11 @@ use std::time::Duration;
 pub use config::GovernConfig;
 pub use decision::{Change, ComingLoss, Control, Decision, Figures, Pace, Reading, Rung};
 use rates::Buffer;
+
+/// Reserves of room at which slowing begins and ends up: a quarter of a reserve above holding, so that a burst does not hold.
+const SLOW_FROM: f64 = 1.25;
+/// Reserves of room at which a held instrument goes on.
+const GO_FROM: f64 = 1.5;
 
 /// The ladder and where it stands.
 #[derive(Clone, Debug)]
@@ -171,7 +176,7 @@ impl Governor {
     fn reserve(&self, reading: &Reading) -> f64 {
         let free = self.buffers.get(&reading.name).map_or(0.0, Buffer::free_rate);
         let capacity = reading.capacity as f64;
-        (free * self.config.reaction_seconds).clamp(0.02 * capacity, 0.25 * capacity)
+        (free * self.config.reaction_seconds).clamp(0.02 * capacity, 0.4 * capacity)
     }
 
     /// The rung that a buffer asks for.
@@ -188,8 +193,8 @@ impl Governor {
         }
         let reserve = self.reserve(reading);
         let by_fill = |rung: Rung| match rung {
-            Rung::Slow => held > reading.capacity as f64 - reserve,
-            Rung::Hold => held > reading.capacity as f64 - reserve / 2.0,
+            Rung::Slow => held > reading.capacity as f64 - SLOW_FROM * reserve,
+            Rung::Hold => held > reading.capacity as f64 - reserve,
             _ => false,
         };
         let filled = held >= self.config.act_above * reading.capacity as f64;
@@ -258,7 +263,7 @@ impl Governor {
         let Some(buffer) = self.buffers.get(&reading.name) else { return true };
         let (held, capacity) = (reading.held as f64, reading.capacity as f64);
         if self.rung == Rung::Hold {
-            return held <= capacity - 1.5 * self.reserve(reading);
+            return held <= capacity - GO_FROM * self.reserve(reading);
         }
         // What this rung does not help cannot keep it; above all a spool that fills because no tiles are taken.
         if reading.deepest < self.rung || self.is_quiet(buffer, reading) {
@@ -294,17 +299,17 @@ impl Governor {
         }
     }
 
-    /// Share of its own speed at which the instrument fills a buffer up to its reserve and no further.
+    /// Share of its own speed at which the instrument fills a buffer up to a little above its reserve and no further.
     fn share(&self, reading: &Reading) -> f64 {
         let Some(buffer) = self.buffers.get(&reading.name).filter(|_| reading.deepest >= Rung::Slow) else {
             return 1.0;
         };
         let free = buffer.free_rate();
-        let target = reading.capacity as f64 - self.reserve(reading);
+        let target = reading.capacity as f64 - SLOW_FROM * self.reserve(reading);
         if free <= 0.0 {
             return 1.0;
         }
-        let approach = self.config.slow_seconds.min(0.5 * reading.capacity as f64 / free);
+        let approach = self.config.slow_seconds.min(0.4 * reading.capacity as f64 / free);
         let wanted = buffer.out_rate() + (target - reading.held as f64) / approach;
         (wanted / free).clamp(self.config.slowest_pace, 1.0)
     }

@@ -38,7 +38,9 @@ impl Buffer {
             // Two lumps at the present rate; a flow that ends is forgotten as 1 / t.
             let lumps = 2.0 * reading.lump as f64 / self.in_rate().max(self.out_rate()).max(1.0);
             let lumps = if reading.lump > 0 && self.in_mean + self.out_mean > 0.0 { lumps } else { 0.0 };
-            let share = 1.0 - (-dt / rate_seconds.max(lumps)).exp();
+            // What is full in seconds cannot wait longer than an eighth of them to be judged.
+            let eighth = reading.capacity as f64 / (8.0 * self.in_rate().max(1.0));
+            let share = 1.0 - (-dt / rate_seconds.min(eighth).max(lumps)).exp();
             self.in_mean += share * (arrived as f64 / dt - self.in_mean);
             self.out_mean += share * (left as f64 / dt - self.out_mean);
             self.weight += share * (1.0 - self.weight);

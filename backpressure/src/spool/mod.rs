@@ -4,7 +4,7 @@
 //!            append ─► [ segment 7 │ segment 8 │ segment 9 … ]   records of a group (an mFOV) in order of arrival,
 //!   group ends, sync ─► "would survive a power cut"              other groups between them, then the group's end
 //!   Reader ◄─ by position, in any order and as often as wanted
-//!  release(group) ─► a segment of which all is released is deleted
+//!  release(group) ─► a segment of which all is released is deleted, or written over by a later one
 //! ```
 //! *Sequential.* Records are only appended; a segment is never changed after the next has begun.
 //! *Memory.* One small entry a group; records are found by the positions that the caller writes into the group's end.
@@ -114,6 +114,8 @@ struct Inner {
 
 struct Writer {
     active: Option<Active>,
+    /// Length of the file that the next segment is written over.
+    spare: Option<u64>,
     next: u32,
     /// Full segments that were not synced yet, with their numbers.
     dirty: Vec<(u32, Arc<File>)>,
@@ -126,6 +128,8 @@ struct Active {
     number: u32,
     file: Arc<File>,
     len: u64,
+    /// Length of the file: what it has of a released segment beyond `len` is none of its records.
+    on_disk: u64,
 }
 
 #[derive(Default)]
@@ -165,7 +169,7 @@ impl Spool {
         std::fs::create_dir_all(&config.folder).map_err(SpoolError::io("make the spool", &config.folder))?;
         let claim = recover::claim(&config)?;
         let (state, next, restored) = recover::restore(&config)?;
-        let writer = Writer { active: None, next, dirty: Vec::new(), new_names: true, synced: restored.synced };
+        let writer = Writer { active: None, spare: None, next, dirty: Vec::new(), new_names: true, synced: restored.synced };
         let inner = Inner {
             config,
             segment,
@@ -200,7 +204,8 @@ impl Spool {
         };
         for (_, file) in files {
             self.0.config.disk.before_sync();
-            file.sync_data().map_err(SpoolError::io("sync", &self.0.config.folder))?;
+            // With its length: a sealed segment may have been cut.
+            file.sync_all().map_err(SpoolError::io("sync", &self.0.config.folder))?;
         }
         if names {
             recover::sync_folder(&self.0.config.folder)?;
@@ -261,10 +266,10 @@ impl Spool {
 
     /// Reads records back.
     pub fn reader(&self) -> Reader {
-        Reader::new(self.0.config.folder.clone(), self.0.config.identity)
+        Reader::new(self.0.config.folder.clone(), self.0.config.identity, Arc::downgrade(&self.0))
     }
 
-    /// Bytes on disk: what counts against the capacity.
+    /// Bytes of records on disk, released or not, whose segments were not given back.
     pub fn held(&self) -> Bytes {
         Bytes(lock(&self.0.state).held)
     }
@@ -297,7 +302,7 @@ impl Spool {
             return;
         }
         // What cannot be removed is in nobody's way: the next run finds an empty spool.
-        if self.seal(&mut writer).is_ok() {
+        if self.seal(&mut writer).is_ok() && self.drop_slack(&mut writer).is_ok() {
             std::fs::remove_file(recover::head_path(self.folder())).ok();
             std::fs::remove_dir(self.folder()).ok();
         }
@@ -307,6 +312,13 @@ impl Spool {
         if let Some(observer) = self.0.observer.get() {
             observer(event);
         }
+    }
+}
+
+impl Inner {
+    /// Whether a segment was not given back yet: until then nothing is written over what is in it.
+    fn has(&self, segment: u32) -> bool {
+        lock(&self.state).segments.contains_key(&segment)
     }
 }
 

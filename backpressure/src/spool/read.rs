@@ -4,10 +4,11 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
+use std::sync::Weak;
 
 use super::error::SpoolError;
 use super::record::{HEADER, Header, MOST_HEAD};
-use super::{Group, Position, segment_path};
+use super::{Group, Inner, Position, segment_path};
 
 /// Reads records; keeps the segment open that it read last. Blocks.
 #[derive(Debug)]
@@ -15,6 +16,8 @@ pub struct Reader {
     folder: PathBuf,
     identity: [u8; 32],
     open: Option<(u32, File)>,
+    /// Gone while it is being opened and once it is closed: then nobody writes.
+    spool: Weak<Inner>,
 }
 
 /// A record whose header was checked. Its head and payload are not: compare with the hash.
@@ -41,8 +44,8 @@ impl Opened {
 }
 
 impl Reader {
-    pub(super) fn new(folder: PathBuf, identity: [u8; 32]) -> Self {
-        Self { folder, identity, open: None }
+    pub(super) fn new(folder: PathBuf, identity: [u8; 32], spool: Weak<Inner>) -> Self {
+        Self { folder, identity, open: None, spool }
     }
 
     /// Reads a record's header and as much of its head and payload as goes into `buffer`, which is best as long as the record
@@ -51,6 +54,9 @@ impl Reader {
         let Some(file) = self.file(at.segment())? else { return Ok(None) };
         let got = read_up_to(file, buffer, at.offset());
         let got = got.map_err(SpoolError::io("read", &segment_path(&self.folder, at.segment())))?;
+        if self.is_released(at) {
+            return Ok(None);
+        }
         let header = Header::decode(&buffer[..got], at, &self.identity);
         let header = header.ok_or_else(|| self.damaged(at, "no such record"))?;
         let (head, payload) = (usize::from(header.head), header.payload as usize);
@@ -68,6 +74,8 @@ impl Reader {
         let length = (record.head + record.payload).saturating_sub(done).min(buffer.len());
         let Some(file) = self.file(at.segment())? else { return Ok(None) };
         match file.read_exact_at(&mut buffer[..length], at.offset() + (HEADER + done) as u64) {
+            // Another segment may have been written over it meanwhile.
+            _ if self.is_released(at) => Ok(None),
             Ok(()) => Ok(Some(length)),
             Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => Err(self.damaged(at, "cut short")),
             Err(e) => Err(SpoolError::io("read", &segment_path(&self.folder, at.segment()))(e)),
@@ -107,6 +115,10 @@ impl Reader {
         } else {
             Err(self.damaged(at, "the payload does not have its hash"))
         }
+    }
+
+    fn is_released(&self, at: Position) -> bool {
+        self.spool.upgrade().is_some_and(|spool| !spool.has(at.segment()))
     }
 
     fn damaged(&self, at: Position, what: &'static str) -> SpoolError {

@@ -5,6 +5,7 @@ use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Read, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Weak;
 
 use super::error::SpoolError;
 use super::read::{Reader, read_up_to};
@@ -19,7 +20,7 @@ pub struct Restored {
     pub whole: Vec<Whole>,
     /// Groups without, in order of their names.
     pub open: Vec<Open>,
-    /// Bytes of a torn tail that were cut off: they had never been synced.
+    /// Bytes behind the last whole record of a segment that were cut off: never synced, or left of a segment released before.
     pub cut: Bytes,
     /// Bytes in the middle that are no record any more.
     pub damage: Vec<Damage>,
@@ -82,6 +83,11 @@ pub(super) fn head_path(folder: &Path) -> PathBuf {
     folder.join("spool.head")
 }
 
+/// A released segment that is to be written over.
+pub(super) fn spare_path(folder: &Path) -> PathBuf {
+    folder.join("spare")
+}
+
 /// Locks the spool for this process and checks whose it is; an empty one becomes ours.
 pub(super) fn claim(config: &SpoolConfig) -> Result<File, SpoolError> {
     let path = head_path(&config.folder);
@@ -134,9 +140,14 @@ fn check_head(config: &SpoolConfig, found: &[u8]) -> Result<(), SpoolError> {
 /// Walks all segments, oldest first. Returns the index, the number of the next segment, and what is there.
 pub(super) fn restore(config: &SpoolConfig) -> Result<(State, u32, Restored), SpoolError> {
     let numbers = numbers(&config.folder)?;
+    let spare = spare_path(&config.folder);
+    match std::fs::remove_file(&spare) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(SpoolError::io("delete", &spare)(e)),
+        _ => {}
+    }
     let mut walk = Walk {
         config,
-        reader: Reader::new(config.folder.clone(), config.identity),
+        reader: Reader::new(config.folder.clone(), config.identity, Weak::new()),
         state: State::default(),
         restored: Restored::default(),
         open: BTreeMap::new(),

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 
 use proptest::prelude::*;
 
@@ -49,6 +50,10 @@ fn end(spool: &Spool, n: u64) -> Position {
 
 fn content(spool: &Spool, at: Position) -> Option<Vec<u8>> {
     spool.reader().whole(at).expect("not damaged")
+}
+
+fn inode(path: &Path) -> u64 {
+    fs::metadata(path).expect("there").ino()
 }
 
 fn segments(folder: &Path) -> Vec<PathBuf> {
@@ -138,6 +143,43 @@ fn released_segments_are_deleted_and_their_room_is_given_back() {
     assert_eq!(went_in, came_out);
     spool.remove_if_empty();
     assert!(!config.folder.exists());
+}
+
+#[test]
+fn a_released_segment_is_written_over_and_what_was_in_it_is_neither_read_nor_restored() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let config = SpoolConfig { capacity: Bytes::kib(32), ..config(dir.path()) };
+    let (spool, _) = Spool::open(config.clone()).expect("opens");
+    // A record takes 96 + 8 + 1944 = 2048 bytes, two a segment.
+    let old = [1, 2].map(|seed| put(&spool, 1, seed, 1944));
+    end(&spool, 1);
+    let mut reader = spool.reader();
+    let mut buffer = vec![0; 1000];
+    let opened = reader.open(old[1], &mut buffer).expect("whole").expect("there");
+    let first = inode(&segments(dir.path())[0]);
+    spool.release(group(1)).expect("gives back");
+    // Behind the end there is room for one.
+    put(&spool, 2, 4, 1944);
+    let new = put(&spool, 2, 3, 1944);
+    assert!(segments(dir.path()).iter().any(|p| inode(p) == first), "the same file");
+    // Of the second old record every byte is still there.
+    assert_eq!(reader.next(&opened, 100, &mut buffer).expect("no damage"), None, "released while it was read");
+    assert!(reader.open(old[1], &mut buffer).expect("no damage").is_none());
+    drop(spool);
+    let (spool, restored) = Spool::open(config.clone()).expect("opens");
+    assert_eq!((restored.open.len(), restored.whole.len(), restored.damage.len()), (1, 0, 0), "{restored:?}");
+    assert_eq!(content(&spool, new), Some(bytes(3, 1944)));
+    // A full spool is as long as its capacity, the spare included, however often segments are written over.
+    for i in 10..60 {
+        while spool.append(&record(i, b"", &bytes(i, 3000))).expect("no fault") == Put::NoRoom(NoRoom::Capacity) {
+            let oldest = (2..i).find(|n| spool.release(group(*n)).expect("gives back"));
+            assert!(oldest.is_some(), "nothing is held, and there is no room");
+        }
+        let files = fs::read_dir(&config.folder).expect("there").map(|e| e.expect("reads"));
+        let files = files.filter(|f| f.file_name() != "spool.head");
+        let on_disk: u64 = files.map(|f| f.metadata().expect("there").len()).sum();
+        assert!(on_disk <= 32 << 10, "{on_disk} bytes");
+    }
 }
 
 #[test]
@@ -297,8 +339,8 @@ struct Known {
 #[derive(Default)]
 struct Model {
     groups: BTreeMap<u64, Known>,
-    /// Lengths of the files when they were last synced.
-    lengths: BTreeMap<PathBuf, u64>,
+    /// The files when they were last synced, by inode: a segment may be written over another.
+    at_rest: BTreeMap<u64, Vec<u8>>,
     /// Names are used once.
     names: [u64; 6],
     fresh: u64,
@@ -317,24 +359,37 @@ impl Model {
     }
 
     fn synced(&mut self, dir: &Path) {
-        self.lengths = segments(dir).into_iter().map(|p| (p.clone(), fs::metadata(p).expect("there").len())).collect();
+        let spare = dir.join("spool/spare");
+        let files = segments(dir).into_iter().chain(spare.exists().then_some(spare));
+        self.at_rest = files.map(|p| (inode(&p), fs::read(p).expect("reads"))).collect();
         for known in self.groups.values_mut() {
             known.synced = known.items.keys().copied().collect();
             known.end_synced = known.ended;
         }
     }
 
+    /// Of what was written since the last sync each block, and the length, may have reached the disk or not; one byte of it changed.
     fn crash(&self, dir: &Path, keep: u64, garble: u64) {
+        const BLOCK: usize = 512;
         for (i, path) in segments(dir).into_iter().enumerate() {
-            let mut file = fs::read(&path).expect("reads");
-            let safe = self.lengths.get(&path).copied().unwrap_or(0) as usize;
-            let loose = file.len() - safe;
-            file.truncate(safe + ((keep >> (i % 16)) as usize) % (loose + 1));
-            if file.len() > safe {
-                let hit = safe + (garble as usize >> (i % 8)) % (file.len() - safe);
-                file[hit] ^= 1 << (garble % 8);
+            let now = fs::read(&path).expect("reads");
+            let old = self.at_rest.get(&inode(&path)).map_or(&[][..], Vec::as_slice);
+            let may = |n: usize| (keep >> (n % 61)) & 1 == 1;
+            let mut file = now.clone();
+            if now.len() < old.len() && may(i) {
+                file.extend(&old[now.len()..]);
+            } else if now.len() > old.len() {
+                file.truncate(old.len() + ((keep >> (i % 16)) as usize) % (now.len() - old.len() + 1));
             }
-            if file.is_empty() && safe == 0 && keep.is_multiple_of(3) {
+            for at in (0..file.len().min(old.len())).step_by(BLOCK).filter(|at| may(i + at / BLOCK)) {
+                let end = (at + BLOCK).min(file.len()).min(old.len());
+                file[at..end].copy_from_slice(&old[at..end]);
+            }
+            let loose: Vec<_> = (0..file.len()).filter(|&b| old.get(b) != Some(&file[b])).collect();
+            if !loose.is_empty() {
+                file[loose[(garble as usize >> (i % 8)) % loose.len()]] ^= 1 << (garble % 8);
+            }
+            if file.is_empty() && old.is_empty() && keep.is_multiple_of(3) {
                 fs::remove_file(&path)
             } else {
                 fs::write(&path, file)

@@ -1,12 +1,19 @@
 //! Records on their way to disk, segments on their way off it.
+//!
+//! A segment of which all is released is not deleted but kept as the *spare* and written over by a later one, if there is none
+//! already: blocks that a file has cost much less to write than new ones. A record in it that was not written over yet is
+//! none, because its check is for another place. Spare and not yet written bytes count against the capacity.
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::error::{NoRoom, SpoolError, is_full};
 use super::record::{self, Header, Kind, MOST_HEAD};
-use super::{Active, Group, Position, Put, Record, Segment, Spool, SpoolEvent, State, Writer, lock, segment_path};
+use super::{
+    Active, Group, Position, Put, Record, Segment, Spool, SpoolEvent, State, Writer, lock, recover, segment_path,
+};
 
 impl Spool {
     pub(super) fn put(&self, kind: Kind, record: &Record<'_>) -> Result<Put, SpoolError> {
@@ -39,27 +46,32 @@ impl Spool {
         let written = active.file.write_all_at(&front, active.len);
         let written = written.and_then(|()| active.file.write_all_at(record.payload, active.len + front.len() as u64));
         if let Err(source) = written {
-            let cut = active.file.set_len(active.len);
-            return match (is_full(&source), cut) {
-                (true, Ok(())) => Ok(Put::NoRoom(NoRoom::Disk)),
-                _ => Err(SpoolError::io("write", &segment_path(&self.0.config.folder, active.number))(source)),
+            let path = segment_path(&self.0.config.folder, active.number);
+            return if is_full(&source) && self.drop_slack(&mut writer).is_ok() {
+                Ok(Put::NoRoom(NoRoom::Disk))
+            } else {
+                Err(SpoolError::io("write", &path)(source))
             };
         }
         active.len += length;
+        active.on_disk = active.on_disk.max(active.len);
         self.count(kind, record.group, position, length);
         Ok(Put::At(position))
     }
 
     /// Makes room for a record where that can be had, and a segment to write it into.
     fn no_room(&self, writer: &mut Writer, kind: Kind, length: u64) -> Result<Option<NoRoom>, SpoolError> {
-        let room = || lock(&self.0.state).held + length <= self.0.config.capacity.0;
-        if kind == Kind::Item && !room() {
-            // What is released in the segment in hand goes back first.
+        let fits = |writer: &Writer| self.on_disk(writer) + writer.growth(length) <= self.0.config.capacity.0;
+        if kind == Kind::Item && !fits(writer) {
+            // What is released in the segment in hand goes back first; then the next record may lie in the spare.
             let idle = |a: &Active| lock(&self.0.state).segments.get(&a.number).is_some_and(|s| s.live == 0);
-            if writer.active.as_ref().is_some_and(idle) {
+            if writer.spare.is_some() || writer.active.as_ref().is_some_and(idle) {
                 self.seal(writer)?;
             }
-            if !room() {
+            if !fits(writer) {
+                self.drop_slack(writer)?;
+            }
+            if !fits(writer) {
                 return Ok(Some(NoRoom::Capacity));
             }
         }
@@ -82,8 +94,16 @@ impl Spool {
     fn begin(&self, writer: &mut Writer) -> Result<(), SpoolError> {
         let number = writer.next;
         let path = segment_path(&self.0.config.folder, number);
-        let file = File::create_new(&path).map_err(SpoolError::io("make", &path))?;
-        writer.active = Some(Active { number, file: Arc::new(file), len: 0 });
+        let (file, on_disk) = match writer.spare.take() {
+            None => (File::create_new(&path).map_err(SpoolError::io("make", &path))?, 0),
+            Some(length) => {
+                std::fs::rename(self.spare_path(), &path).map_err(SpoolError::io("rename", &path))?;
+                // Before its bytes change: under its old name they would look damaged.
+                recover::sync_folder(&self.0.config.folder)?;
+                (OpenOptions::new().write(true).open(&path).map_err(SpoolError::io("open", &path))?, length)
+            }
+        };
+        writer.active = Some(Active { number, file: Arc::new(file), len: 0, on_disk });
         writer.next += 1;
         writer.new_names = true;
         lock(&self.0.state).segments.insert(number, Segment::default());
@@ -93,6 +113,11 @@ impl Spool {
     /// Ends the segment in hand; deletes it where all of it is released.
     pub(super) fn seal(&self, writer: &mut Writer) -> Result<(), SpoolError> {
         let Some(active) = writer.active.take() else { return Ok(()) };
+        let path = segment_path(&self.0.config.folder, active.number);
+        let live = |s: &Segment| s.live > 0;
+        if active.on_disk > active.len && lock(&self.0.state).segments.get(&active.number).is_some_and(live) {
+            active.file.set_len(active.len).map_err(SpoolError::io("cut", &path))?;
+        }
         writer.dirty.push((active.number, active.file));
         let mut state = lock(&self.0.state);
         let Some(segment) = state.segments.get_mut(&active.number) else { return Ok(()) };
@@ -122,9 +147,12 @@ impl Spool {
         // An open file would keep its bytes on the disk.
         writer.dirty.retain(|(n, _)| *n != number);
         let path = segment_path(&self.0.config.folder, number);
-        match std::fs::remove_file(&path) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(SpoolError::io("delete", &path)(e)),
-            _ => {}
+        let length = path.metadata().map_or(0, |m| m.len());
+        if writer.spare.is_none() && length >= self.0.segment / 2 && length <= self.0.segment * 2 {
+            std::fs::rename(&path, self.spare_path()).map_err(SpoolError::io("rename", &path))?;
+            writer.spare = Some(length);
+        } else {
+            remove(&path)?;
         }
         let mut state = lock(&self.0.state);
         if let Some(segment) = state.segments.remove(&number) {
@@ -133,6 +161,47 @@ impl Spool {
         drop(state);
         self.tell(SpoolEvent::Deleted(number));
         Ok(())
+    }
+
+    /// Bytes that all segments, the spare with them, take on disk.
+    fn on_disk(&self, writer: &Writer) -> u64 {
+        let ahead = writer.active.as_ref().map_or(0, |a| a.on_disk - a.len);
+        lock(&self.0.state).held + ahead + writer.spare.unwrap_or(0)
+    }
+
+    /// Gives the disk back what no record lies in.
+    pub(super) fn drop_slack(&self, writer: &mut Writer) -> Result<(), SpoolError> {
+        if writer.spare.take().is_some() {
+            remove(&self.spare_path())?;
+        }
+        if let Some(active) = &mut writer.active {
+            let path = segment_path(&self.0.config.folder, active.number);
+            active.file.set_len(active.len).map_err(SpoolError::io("cut", &path))?;
+            active.on_disk = active.len;
+        }
+        Ok(())
+    }
+
+    fn spare_path(&self) -> PathBuf {
+        recover::spare_path(&self.0.config.folder)
+    }
+}
+
+impl Writer {
+    /// Bytes that a record of this length takes from the disk.
+    fn growth(&self, length: u64) -> u64 {
+        let (len, on_disk) = match &self.active {
+            Some(active) => (active.len, active.on_disk),
+            None => (0, self.spare.unwrap_or(0)),
+        };
+        (len + length).saturating_sub(on_disk)
+    }
+}
+
+fn remove(path: &Path) -> Result<(), SpoolError> {
+    match std::fs::remove_file(path) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(SpoolError::io("delete", path)(e)),
+        _ => Ok(()),
     }
 }
 

@@ -18,6 +18,7 @@ use kinesin_stream::geometry::BoxXy;
 use kinesin_stream::ids::TileKey;
 use kinesin_stream::ledger::{ContentHash, Place, TILE_KEY_BYTES, tile_bytes};
 use kinesin_stream::pixels::Pixels;
+use kinesin_stream::tile::Tile;
 
 use super::{ArchiveError, io_error};
 
@@ -49,11 +50,12 @@ impl PartFile {
     }
 
     /// Appends one frame. Where it fails, the next one overwrites what was half written.
-    pub(super) fn append(&mut self, key: TileKey, pixels: &Pixels, hash: ContentHash) -> Result<Place, ArchiveError> {
+    pub(super) fn append(&mut self, tile: &Tile) -> Result<Place, ArchiveError> {
+        let pixels = &tile.pixels;
         let (width, height) = (pixels.width() as u32, pixels.height() as u32);
         let offset = self.length + HEADER as u64;
         let fail = |e| write_error(&self.part, frame_bytes(pixels), e);
-        self.file.write_all_at(&header(key, width, height, hash), self.length).map_err(fail)?;
+        self.file.write_all_at(&header(tile.key, width, height, tile.hash), self.length).map_err(fail)?;
         self.file.write_all_at(pixels.data(), offset).map_err(fail)?;
         self.length += frame_bytes(pixels).0;
         Ok(Place { offset, width, height })

@@ -172,10 +172,9 @@ impl Archive {
             self.0.ledger.count_foreign(tile.key)?;
             return Ok(Put::Foreign);
         };
-        let hash = ContentHash(tile.pixels.hash());
         self.with_open(tile.key, &tile.plan, |open| match open {
-            Some(open) => self.put_open(open, mfov, tile, hash, quality),
-            None => self.put_again(tile.key, hash),
+            Some(open) => self.put_open(open, mfov, tile, quality),
+            None => self.put_again(tile.key, tile.hash),
         })
     }
 
@@ -272,10 +271,9 @@ impl Archive {
         open: &mut OpenMfov,
         mfov: &MfovPlan,
         tile: &Tile,
-        hash: ContentHash,
         quality: Option<Value>,
     ) -> Result<Put, ArchiveError> {
-        let key = tile.key;
+        let (key, hash) = (tile.key, tile.hash);
         if let Some(kept) = open.durable.get(&key) {
             let same = kept.hash == hash;
             let better = hash < kept.hash;
@@ -284,7 +282,7 @@ impl Archive {
                 tracing::warn!(%key, "came twice with different content; the one with the smaller hash is kept");
             }
             if better {
-                let place = self.append(open, tile, hash)?;
+                let place = self.append(open, tile)?;
                 open.durable.insert(key, Stored { hash, place, quality });
             }
             return Ok(Put::Duplicate { same });
@@ -293,7 +291,7 @@ impl Archive {
         if open.lost.remove(&key).is_some() {
             open.again.entry(key).or_default().count(false);
         }
-        let place = self.append(open, tile, hash)?;
+        let place = self.append(open, tile)?;
         open.durable.insert(key, Stored { hash, place, quality });
         self.settle_if_whole(open, mfov)
     }
@@ -310,7 +308,7 @@ impl Archive {
         Ok(Put::Duplicate { same })
     }
 
-    fn append(&self, open: &mut OpenMfov, tile: &Tile, hash: ContentHash) -> Result<Place, ArchiveError> {
+    fn append(&self, open: &mut OpenMfov, tile: &Tile) -> Result<Place, ArchiveError> {
         let path = self.path(tile.key.mfov);
         let wanted = file::frame_bytes(&tile.pixels);
         let used = self.0.used.fetch_add(wanted.0, Ordering::Relaxed);
@@ -323,7 +321,7 @@ impl Archive {
             None => open.file.insert(PartFile::create(&path)?),
         };
         self.0.disk.before_write();
-        file.append(tile.key, &tile.pixels, hash)
+        file.append(tile)
     }
 
     /// Syncs, renames, enters into the ledger: in this order.

@@ -26,7 +26,9 @@ fn plan(mfovs: u32, beams: u16) -> Arc<SectionPlan> {
 fn tile(plan: &Arc<SectionPlan>, mfov: usize, beam: usize, seed: u8) -> Tile {
     let key = plan.mfovs[mfov].tiles[beam].key;
     let data: Vec<u8> = (0..400).map(|i| (i * 7 + beam * 13 + mfov * 29) as u8 ^ seed).collect();
-    Tile { key, plan: plan.clone(), pixels: Pixels::new(40, 10, data) }
+    let pixels = Pixels::new(40, 10, data);
+    let hash = ContentHash(pixels.hash());
+    Tile { key, plan: plan.clone(), pixels, hash }
 }
 
 fn open(dir: &Path) -> Archive {

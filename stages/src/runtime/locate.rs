@@ -18,10 +18,10 @@ const REQUIREMENTS: &str = include_str!("requirements.txt");
 const OLDEST_MINOR: u32 = 24;
 const PLUGIN: &str = "onnxruntime_ep_openvino/libonnxruntime_providers_openvino_plugin.so";
 
-/// A library that is there, and the plug-in that goes with it.
+/// A runtime that is there, and the plug-in that goes with it.
 #[derive(Clone, Debug)]
 pub(super) struct Located {
-    pub(super) library: PathBuf,
+    pub(super) dylib: PathBuf,
     pub(super) plugin: Option<PathBuf>,
     pub(super) how: &'static str,
 }
@@ -31,14 +31,14 @@ pub(super) fn locate(cache: Option<&Path>, wants_plugin: bool) -> Result<Located
     let mut tried = Vec::new();
     let site = cache_root(cache).map(|root| site_folder(&root));
     if let Some(path) = std::env::var_os("ORT_DYLIB_PATH").filter(|p| !p.is_empty()) {
-        let library = PathBuf::from(path);
-        if !library.is_file() {
-            return Err(RuntimeError::Load { path: library, why: "ORT_DYLIB_PATH names no file".into() });
+        let dylib = PathBuf::from(path);
+        if !dylib.is_file() {
+            return Err(RuntimeError::Load { path: dylib, why: "ORT_DYLIB_PATH names no file".into() });
         }
-        let beside = library.parent().and_then(Path::parent).and_then(Path::parent).map(|p| p.join(PLUGIN));
+        let beside = dylib.parent().and_then(Path::parent).and_then(Path::parent).map(|p| p.join(PLUGIN));
         let ours = site.as_ref().map(|s| s.join(PLUGIN));
         let plugin = beside.into_iter().chain(ours).find(|p| p.is_file());
-        return Ok(Located { library, plugin, how: "ORT_DYLIB_PATH" });
+        return Ok(Located { dylib, plugin, how: "ORT_DYLIB_PATH" });
     }
     if let Some(found) = site.as_deref().and_then(|s| in_site(s, "cache")) {
         return Ok(found);
@@ -63,8 +63,8 @@ pub(super) fn locate(cache: Option<&Path>, wants_plugin: bool) -> Result<Located
 }
 
 /// Version text and minor number from a name such as `libonnxruntime.so.1.31.1` or `libonnxruntime.1.31.1.dylib`.
-pub(super) fn version(library: &Path) -> Option<(String, u32)> {
-    let real = fs::canonicalize(library).unwrap_or_else(|_| library.to_owned());
+pub(super) fn version(dylib: &Path) -> Option<(String, u32)> {
+    let real = fs::canonicalize(dylib).unwrap_or_else(|_| dylib.to_owned());
     let name = real.file_name()?.to_str()?;
     let numbers: Vec<&str> = name.split('.').filter(|p| p.parse::<u32>().is_ok()).collect();
     Some((numbers.join("."), numbers.get(1)?.parse().ok()?))
@@ -101,9 +101,9 @@ fn in_site(site: &Path, how: &'static str) -> Option<Located> {
         (name.starts_with("libonnxruntime.so") || (name.starts_with("libonnxruntime.") && name.ends_with(".dylib")))
             && version(p).is_some_and(|(_, minor)| minor >= OLDEST_MINOR)
     };
-    let library = names.into_iter().find(is_library)?;
+    let dylib = names.into_iter().find(is_library)?;
     let plugin = Some(site.join(PLUGIN)).filter(|p| p.is_file());
-    Some(Located { library, plugin, how })
+    Some(Located { dylib, plugin, how })
 }
 
 /// Folders in which the Python on the path would look for the packages; nothing is imported.

@@ -71,7 +71,7 @@ pub struct ChosenProvider {
     /// Number format in the network.
     pub precision: Precision,
     /// The loaded ONNX Runtime library.
-    pub library: PathBuf,
+    pub dylib: PathBuf,
     /// Its version as in its file name, empty where that has none.
     pub version: String,
     /// How it was found.
@@ -242,8 +242,8 @@ impl Runtime {
             chosen: ChosenProvider {
                 provider,
                 precision,
-                library: located.library.clone(),
-                version: locate::version(&located.library).map_or(String::new(), |(text, _)| text),
+                dylib: located.dylib.clone(),
+                version: locate::version(&located.dylib).map_or(String::new(), |(text, _)| text),
                 source: located.how.to_owned(),
                 reason,
             },
@@ -268,11 +268,11 @@ impl Runtime {
 }
 
 fn load(located: locate::Located) -> Result<Loaded, RuntimeError> {
-    let fail = |why: String| RuntimeError::Load { path: located.library.clone(), why };
-    let builder = ort::init_from(&located.library).map_err(|e| fail(e.to_string()))?;
+    let fail = |why: String| RuntimeError::Load { path: located.dylib.clone(), why };
+    let builder = ort::init_from(&located.dylib).map_err(|e| fail(e.to_string()))?;
     let environment = builder.with_name("kinesin").with_telemetry(false).build().map_err(|e| fail(e.to_string()))?;
     environment.set_log_level(ort::logging::LogLevel::Error);
-    tracing::info!(library = %located.library.display(), how = located.how, "inference runtime loaded");
+    tracing::info!(dylib = %located.dylib.display(), how = located.how, "inference runtime loaded");
     Ok(Loaded { environment, located, openvino: None })
 }
 

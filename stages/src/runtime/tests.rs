@@ -55,7 +55,7 @@ fn an_item_has_the_same_bits_in_every_batch_size() {
 fn auto_says_what_it_chose_and_buffers_that_do_not_fit_are_refused() {
     let Some(runtime) = runtime(Provider::Auto, None) else { return };
     assert_ne!(runtime.chosen().provider, Provider::Auto);
-    assert!(!runtime.chosen().reason.is_empty() && runtime.chosen().library.is_file());
+    assert!(!runtime.chosen().reason.is_empty() && runtime.chosen().dylib.is_file());
     let Some(model) = fib25() else { return };
     let mut network = runtime.network(&model).unwrap();
     assert!(network.run(&[&[0.0; 5], &[0.0; 5]], 1, &mut [0.0; 5]).is_err());

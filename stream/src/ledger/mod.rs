@@ -31,7 +31,6 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use kinesin_backpressure::Bytes;
 use redb::{
@@ -87,11 +86,6 @@ struct Repeated(BTreeMap<MfovId, Vec<(TileKey, Duplicates)>>);
 /// Identity of a run: of its plan and of every setting that changes what comes out.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct PlanDigest(pub [u8; 32]);
-
-/// Now, as [`Times`] count.
-pub fn unix_ms() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64)
-}
 
 impl Ledger {
     /// Memory that the store's cache may take: a line for the budget sheet.

@@ -12,7 +12,7 @@ use super::shared::{Shared, lock};
 use super::wire::{FrameHead, Kind, Step, ToScope, read_frame, read_opening};
 use super::{CODE_DAMAGED, End, peer_said};
 use crate::ids::TileKey;
-use crate::ledger::Duplicates;
+use crate::ledger::{ContentHash, Duplicates};
 use crate::pixels::Pixels;
 use crate::plan::SectionPlan;
 use crate::stage::Flow;
@@ -116,13 +116,13 @@ async fn tile(
         tiles.reserve(bytes).await.map_err(End::Closed)?
     };
     let mut data = shared.spare.take(frame.body as usize);
-    read_body(shared, stream, frame.body, &mut data).await?;
+    let found = read_body(shared, stream, &mut data).await?;
     let data = shared.spare.lend(data);
-    let pixels = Pixels::new(frame.width as usize, frame.height as usize, data);
-    if pixels.hash() != frame.hash.0 {
+    if found != frame.hash {
         return Err(End::Damaged(frame.key.mfov));
     }
-    let tile = Tile { key: frame.key, plan: plan.clone(), pixels };
+    let pixels = Pixels::new(frame.width as usize, frame.height as usize, data);
+    let tile = Tile { key: frame.key, plan: plan.clone(), pixels, hash: found };
     let passed = shared.desk.pass(frame.key, || slot.send(Flow::Item(tile))).map_err(End::Closed)?;
     let mut summary = lock(&shared.summary);
     if passed {
@@ -148,9 +148,8 @@ async fn loss(
     if !shared.desk.wants(frame.key) {
         return skip(shared, stream, frame.body).await;
     }
-    let mut json = Vec::new();
-    read_body(shared, stream, frame.body, &mut json).await?;
-    if blake3::hash(&json) != frame.hash.0 {
+    let mut json = vec![0; frame.body as usize];
+    if read_body(shared, stream, &mut json).await? != frame.hash {
         return Err(End::Damaged(frame.key.mfov));
     }
     let reason: Reason = serde_json::from_slice(&json).map_err(|e| peer_said(format!("an unknown reason: {e}")))?;
@@ -177,15 +176,20 @@ async fn skip(shared: &Shared, stream: &mut RecvStream, bytes: u32) -> Result<()
     Ok(())
 }
 
-/// Reads a body, after its bytes were leased.
-async fn read_body(shared: &Shared, stream: &mut RecvStream, bytes: u32, body: &mut Vec<u8>) -> Result<(), End> {
-    let bytes = bytes as usize;
-    body.reserve_exact(bytes);
-    while body.len() < bytes {
-        let chunk = patient(shared, async { Ok(stream.read_chunk(bytes - body.len(), true).await?) }).await?;
-        body.extend_from_slice(&chunk.ok_or(End::Done)?.bytes);
+/// Reads a body into all of `body`, whose bytes were leased, and gives its BLAKE3. In pieces: few enough that asking for them
+/// costs nothing, short enough that they are hashed while they are still in the processor's cache.
+async fn read_body(shared: &Shared, stream: &mut RecvStream, body: &mut [u8]) -> Result<ContentHash, End> {
+    const PIECE: usize = 128 << 10;
+    let mut hasher = blake3::Hasher::new();
+    for piece in body.chunks_mut(PIECE) {
+        let mut done = 0;
+        while done < piece.len() {
+            let got = patient(shared, async { Ok(stream.read(&mut piece[done..]).await?) }).await?;
+            done += got.ok_or(End::Done)?;
+        }
+        hasher.update(piece);
     }
-    Ok(())
+    Ok(ContentHash(*hasher.finalize().as_bytes()))
 }
 
 /// Waits for what the scope has begun, but not for ever.

@@ -25,7 +25,7 @@ use kinesin_stream::runner::Runner;
 use kinesin_stream::volume;
 use serde_json::{Value, json};
 
-use crate::harness::{Place, kinesin, result_bytes, start, text};
+use crate::harness::{Place, SITE, kinesin, result_bytes, start, text};
 
 /// Four sections; of section 1 a blank tile is taken again one section later and another after the last one, of section 2 one
 /// before it ends.
@@ -241,25 +241,8 @@ fn versions_do_not_depend_on_workers_order_or_a_crash_in_the_middle() {
     assert_same(&left(&crashed), &wanted);
 }
 
-/// The same acquisition for the program.
-const SITE: &str = r#"
-name = "retakes"
-[instrument.sim]
-seed = 3
-[instrument.sim.tissue.procedural]
-seed = 3
-shape = [4, 360, 400]
-[instrument.sim.layout]
-beams = 7
-tile_px = { x = 176, y = 160 }
-overlap = 0.12
-[instrument.sim.optics]
-stage_sd_px = 4.0
-lens_px = 1.0
-[instrument.sim.sections]
-rotation_deg = 1.0
-shift_px = 8.0
-deformation_sd_px = 1.0
+/// What is taken again, in four sections of the acquisition that the other promises use.
+const RETAKES: &str = r#"
 [[instrument.sim.faults.retakes]]
 section = 1
 beams = [3]
@@ -280,10 +263,15 @@ enabled = false
 enabled = false
 "#;
 
+fn site() -> String {
+    let scope = SITE.split("[instrument.sim.faults]").next().expect("the first part");
+    format!("{}{RETAKES}", scope.replace("[20, 360, 400]", "[4, 360, 400]"))
+}
+
 #[test]
 fn the_ledger_keeps_what_was_superseded_and_the_sums_agree() {
     let place = Place::new();
-    place.run(SITE, "out", &[]).expect(0);
+    place.run(&site(), "out", &[]).expect(0);
     let ledger = Ledger::inspect(&place.path("out")).expect("a ledger");
     let rows: BTreeMap<TileKey, Row> = (0..4).flat_map(|s| ledger.section(SectionId(s)).expect("readable")).collect();
     let counts = ledger.counts().expect("readable");
@@ -309,8 +297,8 @@ fn the_ledger_keeps_what_was_superseded_and_the_sums_agree() {
 #[test]
 fn a_run_killed_while_it_makes_a_version_and_started_again_leaves_the_same_bytes() {
     let place = Place::new();
-    place.run(SITE, "whole", &["--workers", "1"]).expect(0);
-    let (site, out) = (place.site(SITE), place.path("killed"));
+    place.run(&site(), "whole", &["--workers", "1"]).expect(0);
+    let (site, out) = (place.site(&site()), place.path("killed"));
     let args = ["run", text(&site), "--out", text(&out), "--workers", "2"];
     for begun in ["sections/1/v1/placements.json", "volume/revisions/1_v1/zarr.json", "sections/1/v2/montage.json"] {
         let mut child = start(&args);

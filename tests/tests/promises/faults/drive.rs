@@ -1,18 +1,23 @@
 //! The driver: starts both sides, does to them from outside what a scenario says, starts again what died, and waits for the end.
 
+mod at_rest;
+mod life;
+mod process;
+
 use std::collections::BTreeSet;
-use std::fs::{self, File};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
-use kinesin_sim::scenario::{Event, Log, Scenario, Side, Store, Weather, When};
+use kinesin_sim::scenario::{Event, Scenario, Side, Weather, When};
 
 use super::acquisition::Acquisition;
-use super::disk::Disk;
 use super::verdict;
 use super::wire::Wire;
-use crate::harness::{command, kinesin, text};
+use crate::harness::{kinesin, text};
+use at_rest::files;
+use process::Process;
 
 /// A promise that did not hold, with what led to it.
 #[derive(Debug)]
@@ -86,21 +91,6 @@ enum Relief {
     Weather,
     Cable,
     Thaw(Side),
-}
-
-/// One side: its process, its disk, what it still does to itself.
-struct Process {
-    side: Side,
-    child: Option<Child>,
-    code: Option<i32>,
-    starts: u32,
-    /// When it was started last.
-    started: Option<Instant>,
-    start_at: Option<Instant>,
-    inside: Vec<Event>,
-    disk: Option<Disk>,
-    freed: bool,
-    home: PathBuf,
 }
 
 impl<'a> Driver<'a> {
@@ -320,187 +310,6 @@ impl<'a> Driver<'a> {
         }
     }
 
-    fn start_when_due(&mut self, side: Side) -> Result<(), String> {
-        if self.process(side).start_at.is_none_or(|at| at > Instant::now()) {
-            return Ok(());
-        }
-        self.process(side).start_at = None;
-        if side == Side::Scope && self.is_finished() {
-            // Nobody is there to be called; the head's report says that all is done.
-            return Ok(());
-        }
-        if self.process(side).starts > 0 {
-            self.spoil(side)?;
-        }
-        let site = self.site(side);
-        let process = self.process(side);
-        process.starts += 1;
-        process.started = Some(Instant::now());
-        self.tell(format!("{} starts", side.name()));
-        self.spawn(side, &site);
-        Ok(())
-    }
-
-    fn spawn(&mut self, side: Side, site: &Path) {
-        let out = self.out();
-        let scenario = self.folder.path().join(format!("{}.scenario.toml", side.name()));
-        let prefix = self.wire.prefix(side);
-        let process = self.process(side);
-        let mut arguments: Vec<String> = match side {
-            Side::Head => vec!["receive".into(), text(site).into(), "--out".into(), text(&out).into(), "--json".into()],
-            Side::Scope => vec!["send".into(), text(site).into(), "--json".into()],
-        };
-        if !process.inside.is_empty() {
-            let inside = Scenario { events: process.inside.clone(), ..Scenario::default() };
-            fs::write(&scenario, inside.to_toml()).expect("writable");
-            arguments.extend(["--scenario".into(), text(&scenario).into()]);
-        }
-        let plain = command(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
-        let mut started = match prefix {
-            None => plain,
-            Some([program, first @ ..]) => {
-                let mut within = Command::new(program);
-                within.args(first).arg(plain.get_program()).args(plain.get_args());
-                within.current_dir(plain.get_current_dir().expect("set")).stdin(Stdio::null());
-                within
-            }
-        };
-        let said = File::create(process.home.join(format!("{}.err", process.starts))).expect("writable");
-        started.env("KINESIN_LOG", "warn,kinesin_stream::link=debug").env("NO_COLOR", "1");
-        let child = started.stdout(Stdio::null()).stderr(said).spawn().expect("the program starts");
-        process.child = Some(child);
-    }
-
-    fn see_whether_ended(&mut self, side: Side) -> Result<(), String> {
-        let process = self.process(side);
-        let Some(child) = &mut process.child else { return Ok(()) };
-        let Some(status) = child.try_wait().expect("ours") else { return Ok(()) };
-        process.child = None;
-        process.code = status.code();
-        self.tell(format!("{} ended with {:?}", side.name(), status.code()));
-        match status.code() {
-            Some(0 | 1) => Ok(()),
-            Some(2) if side == Side::Head && self.is_finished() => Ok(()),
-            Some(3) => self.excused(side),
-            other => Err(format!("the {} ended with {other:?}", side.name())),
-        }
-    }
-
-    /// A side stopped by a fault: only by one that the scenario made, which is then mended.
-    fn excused(&mut self, side: Side) -> Result<(), String> {
-        let said = self.process(side).last_said();
-        let restart = |d: &mut Self, ms: u64| {
-            d.process(side).start_at = Some(Instant::now() + Duration::from_millis(ms));
-            if side == Side::Head {
-                d.wake_the_scope();
-            }
-        };
-        let process = self.process(side);
-        if said.contains("the fault scenario asks for") {
-            process.inside.retain(|e| !matches!(e, Event::Panic { .. }));
-            restart(self, 0);
-            return Ok(());
-        }
-        if ["no room", "os error 28", "No space left", "is full"].iter().any(|words| said.contains(words)) {
-            let full = process.inside.iter().position(|e| matches!(e, Event::FullDisk { .. }));
-            let freed_ms = match (full, self.full_disk(side)) {
-                (Some(at), Some(ms)) => {
-                    self.process(side).inside.remove(at);
-                    ms
-                }
-                (None, Some(ms)) => {
-                    if let Some(disk) = &self.process(side).disk {
-                        disk.free();
-                    }
-                    ms
-                }
-                _ => return Err(format!("the {} says that its disk is full, and it is not", side.name())),
-            };
-            restart(self, freed_ms);
-            return Ok(());
-        }
-        if said.contains("damaged") && !self.damaged.is_empty() {
-            for (path, bytes) in std::mem::take(&mut self.damaged) {
-                self.tell(format!("{} is restored", path.display()));
-                fs::write(path, bytes).expect("writable");
-            }
-            restart(self, 0);
-            return Ok(());
-        }
-        Err(format!("the {} was stopped by a fault that the scenario did not make", side.name()))
-    }
-
-    fn full_disk(&self, side: Side) -> Option<u64> {
-        self.scenario.events.iter().find_map(|e| match e {
-            Event::FullDisk { side: s, freed_ms, .. } if *s == side => Some(*freed_ms),
-            _ => None,
-        })
-    }
-
-    /// What happens to bytes at rest before a side starts again.
-    fn spoil(&mut self, side: Side) -> Result<(), String> {
-        for event in std::mem::take(&mut self.at_rest) {
-            let done = match &event {
-                Event::Damage { store: Store::Archive, flips } if side == Side::Head => {
-                    self.flip(&self.out().join("archive"), "tiles", *flips)
-                }
-                Event::Damage { store: Store::Spool, flips } if side == Side::Scope => {
-                    let spool = self.sides[1].home.join("disk/spool");
-                    let done = self.flip(&spool, "segment", *flips);
-                    self.spoiled |= done;
-                    done
-                }
-                Event::Torn { log, bytes } if side == Side::Head => self.tear(*log, *bytes),
-                _ => false,
-            };
-            if !done {
-                self.at_rest.push(event);
-            }
-        }
-        Ok(())
-    }
-
-    /// Flips bits in one of the files; `false` where there is none yet.
-    fn flip(&mut self, folder: &Path, extension: &str, flips: u32) -> bool {
-        let mut there = files(folder, extension);
-        there.sort();
-        let mut chance = self.scenario.seed.wrapping_mul(6_364_136_223_846_793_005) | 1;
-        let mut draw = |n: usize| {
-            chance = chance.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            (chance >> 33) as usize % n.max(1)
-        };
-        if there.is_empty() {
-            return false;
-        }
-        let path = there.swap_remove(draw(there.len()));
-        let right = fs::read(&path).expect("readable");
-        let mut wrong = right.clone();
-        for _ in 0..flips {
-            let at = draw(wrong.len());
-            wrong[at] ^= 1 << draw(8);
-        }
-        self.tell(format!("{flips} bits of {} flip", path.display()));
-        fs::write(&path, &wrong).expect("writable");
-        if wrong != right && extension == "tiles" {
-            self.damaged.push((path, right));
-        }
-        true
-    }
-
-    fn tear(&mut self, log: Log, bytes: u64) -> bool {
-        let path = match log {
-            Log::Commits => self.out().join("commits.jsonl"),
-            Log::Equivalences => self.out().join("volume/equivalences.jsonl"),
-        };
-        let Ok(text) = fs::read(&path) else { return false };
-        // A power cut takes from what was not synced: of the last line.
-        let last = text.split_inclusive(|b| *b == b'\n').next_back().map_or(0, <[u8]>::len);
-        let left = text.len() - last.min(bytes as usize);
-        self.tell(format!("{} loses its last {} bytes", path.display(), text.len() - left));
-        fs::write(&path, &text[..left]).expect("writable");
-        last > 0
-    }
-
     /// I3: what the scope was told is durable can be read from the head's disk after a kill or a power cut.
     fn check_receipts(&mut self) -> Result<(), String> {
         let receipts = self.receipts();
@@ -520,22 +329,6 @@ impl<'a> Driver<'a> {
         self.check_receipts()?;
         let codes = self.sides.each_ref().map(|p| p.code);
         verdict::promises(&self.out(), self.acquisition, codes, self.spoiled)
-    }
-
-    /// The site file of a side.
-    fn site(&self, side: Side) -> PathBuf {
-        let address = match side {
-            Side::Head => self.head_address,
-            Side::Scope => self.wire.scope_calls(),
-        };
-        let keys = self.folder.path().join("keys");
-        let home = &self.sides[index(side)].home;
-        let link = format!("[link]\naddress = \"{address}\"\nkeys = {:?}\n", text(&keys));
-        let settings = "[link.settings]\nidle_seconds = 1.0\ngive_up_seconds = 60.0\n";
-        let site = format!("{}\n{link}{settings}", self.acquisition.site(&home.join("disk")));
-        let path = home.join("site.toml");
-        fs::write(&path, site).expect("writable");
-        path
     }
 
     fn for_a_while(&mut self, ms: u64, relief: Relief) {
@@ -570,82 +363,10 @@ impl<'a> Driver<'a> {
     }
 }
 
-impl Process {
-    fn new(side: Side, folder: &Path, inside: &[Event], scenario: &Scenario) -> Self {
-        let home = folder.join(side.name());
-        let disk = home.join("disk");
-        fs::create_dir_all(&disk).expect("a temporary folder");
-        let concerns = |e: &&Event| match e {
-            Event::SlowDisk { side: s, .. } | Event::FullDisk { side: s, .. } | Event::ClockStep { side: s, .. } => {
-                *s == side
-            }
-            _ => side == Side::Head,
-        };
-        let mut inside: Vec<Event> = inside.iter().filter(concerns).cloned().collect();
-        let cuts = |e: &Event| matches!(e, Event::PowerCut { side: s, .. } if *s == side);
-        let full = inside.iter().find_map(|e| match e {
-            Event::FullDisk { bytes, .. } => Some(bytes.0),
-            _ => None,
-        });
-        let disk = if scenario.events.iter().any(cuts) && Disk::can_lose_power() {
-            Disk::losing_power(&home, "disk")
-        } else if let Some(bytes) = full.filter(|_| Disk::can_be_small()) {
-            // Really full, for every file on it; else the archive alone is told that it is.
-            inside.retain(|e| !matches!(e, Event::FullDisk { .. }));
-            Disk::small(&home, "disk", bytes)
-        } else {
-            None
-        };
-        if side == Side::Scope {
-            // A spool that is told that it has less room than two mFOVs is refused at its start: another promise.
-            inside.retain(|e| !matches!(e, Event::FullDisk { .. }));
-        }
-        Self {
-            side,
-            child: None,
-            code: None,
-            starts: 0,
-            started: None,
-            start_at: None,
-            inside,
-            disk,
-            freed: false,
-            home,
-        }
-    }
-
-    fn kill(&mut self) {
-        if let Some(mut child) = self.child.take() {
-            child.kill().expect("kill -9");
-            child.wait().expect("reaped");
-        }
-    }
-
-    /// What it said on standard error, from all its starts.
-    fn said(&self) -> String {
-        (1..=self.starts).map(|n| fs::read_to_string(self.home.join(format!("{n}.err"))).unwrap_or_default()).collect()
-    }
-
-    fn last_said(&self) -> String {
-        fs::read_to_string(self.home.join(format!("{}.err", self.starts))).unwrap_or_default()
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        self.kill();
-    }
-}
-
 fn other(side: Side) -> Side {
     if side == Side::Head { Side::Scope } else { Side::Head }
 }
 
 fn index(side: Side) -> usize {
     usize::from(side == Side::Scope)
-}
-
-fn files(folder: &Path, extension: &str) -> Vec<PathBuf> {
-    let all = fs::read_dir(folder).into_iter().flatten().flatten().map(|e| e.path());
-    all.filter(|p| p.extension().is_some_and(|e| e == extension)).collect()
 }
