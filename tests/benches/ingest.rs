@@ -47,7 +47,7 @@ struct Load {
     side: u32,
 }
 
-const LARGE: Load = Load { mfovs: 8, beams: 16, side: 2048 };
+const LARGE: Load = Load { mfovs: 40, beams: 16, side: 2048 };
 const SMALL: Load = Load { mfovs: 100, beams: 91, side: 64 };
 
 impl Load {
@@ -261,8 +261,8 @@ fn durable(root: &Path, load: Load) -> Result<Cost> {
         spool: SpoolConfig {
             disk: Default::default(),
             folder: dir.path().join("spool"),
-            capacity: Bytes::mib(2048),
-            segment: Bytes::mib(256),
+            capacity: Bytes::mib(512),
+            segment: Bytes::mib(64),
             identity: DIGEST.0,
         },
         on_event: OnEvent::default(),

@@ -169,7 +169,8 @@ impl Spool {
         std::fs::create_dir_all(&config.folder).map_err(SpoolError::io("make the spool", &config.folder))?;
         let claim = recover::claim(&config)?;
         let (state, next, restored) = recover::restore(&config)?;
-        let writer = Writer { active: None, spare: None, next, dirty: Vec::new(), new_names: true, synced: restored.synced };
+        let writer =
+            Writer { active: None, spare: None, next, dirty: Vec::new(), new_names: true, synced: restored.synced };
         let inner = Inner {
             config,
             segment,
