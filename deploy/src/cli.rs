@@ -29,7 +29,7 @@ pub enum Command {
     Check(CheckArgs),
     /// From the instrument to labels on this machine, over QUIC on loopback.
     Run(RunArgs),
-    /// The microscope side alone.
+    /// The microscope side alone; its events are in NAME.events.jsonl beside the spool's folder NAME.
     Send(SideArgs),
     /// The head alone.
     Receive(RunArgs),
@@ -88,7 +88,7 @@ pub struct RunArgs {
     pub scenario: Option<PathBuf>,
 }
 
-/// `kinesin send`.
+/// `kinesin send`. What happens is in `NAME.events.jsonl` beside the spool's folder NAME, also after the spool has gone.
 #[derive(Debug, Args)]
 pub struct SideArgs {
     /// The site file.
@@ -199,9 +199,9 @@ pub struct ViewArgs {
 pub struct LedgerArgs {
     /// A run's folder: finished, interrupted or of another program run, but not one that is running.
     pub dir: PathBuf,
-    /// Tiles of this section.
-    #[arg(long)]
-    pub section: Option<u32>,
+    /// Tiles of this section: its number as the table prints it (3, or 013), or its name in the acquisition (013_S48R1).
+    #[arg(long, value_name = "NUMBER|NAME")]
+    pub section: Option<String>,
     /// Tiles of this beam, as the scope counts: from 001.
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
     pub beam: Option<u16>,

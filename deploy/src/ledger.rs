@@ -67,17 +67,32 @@ fn refused(error: LedgerError) -> Failure {
 }
 
 fn filter(args: &LedgerArgs, ledger: &Ledger) -> Result<Filter, Failure> {
-    let section = args.section.map(SectionId);
-    if let Some(section) = section {
-        let known = ledger.section_ids().map_err(refused)?;
-        if known.binary_search(&section).is_err() {
-            let (path, range) = (ledger.path().display(), known.first().zip(known.last()));
-            let range = range.map_or("none".into(), |(a, b)| format!("{} to {}", a.0, b.0));
-            return Err(Failure::Input(format!("{section} is in no plan of {path}, which has sections {range}")));
-        }
-    }
+    let section = args.section.as_deref().map(|asked| section(asked, ledger)).transpose()?;
     let beam = args.beam.map(|b| BeamId(b - 1));
     Ok(Filter { section, beam, state: args.state, reason: args.reason.clone() })
+}
+
+/// The section that is meant: its number, also as this program prints it (`section 3`), or its name in the plan.
+fn section(asked: &str, ledger: &Ledger) -> Result<SectionId, Failure> {
+    let known = ledger.section_ids().map_err(refused)?;
+    let number = asked.trim().strip_prefix("section").unwrap_or(asked).trim().parse().map(SectionId);
+    if let Some(id) = number.ok().filter(|id| known.binary_search(id).is_ok()) {
+        return Ok(id);
+    }
+    let mut names = Vec::new();
+    for id in &known {
+        match ledger.section_plan(*id).map_err(refused)? {
+            Some(plan) if plan.name == asked => return Ok(*id),
+            Some(plan) if names.len() < 3 => names.push(format!("{:?}", plan.name)),
+            _ => {}
+        }
+    }
+    let (path, range) = (ledger.path().display(), known.first().zip(known.last()));
+    let range = range.map_or("none".into(), |(a, b)| format!("{} to {}", a.0, b.0));
+    Err(Failure::Input(format!(
+        "section {asked} is in no plan of {path}, which has sections {range}, by name {}, ..; give a number or a name",
+        names.join(", ")
+    )))
 }
 
 /// Exports; the file appears whole or not at all. Gives the number of lost tiles in it.

@@ -24,7 +24,13 @@ fn run(dir: &Path) {
             MfovPlan { id, revision: 0, tiles: (0..3).map(tile).collect() }
         };
         let mfovs = (0..2).map(mfov).collect();
-        let plan = SectionPlan { section, serial: SerialIndex(section.0), name: "s".into(), version: 0, mfovs };
+        let plan = SectionPlan {
+            section,
+            serial: SerialIndex(section.0),
+            name: format!("S{section}", section = section.0),
+            version: 0,
+            mfovs,
+        };
         ledger.expect_section(&plan).expect("new");
         let tiles = &plan.mfovs[0].tiles;
         let place = Place { offset: 0, width: 8, height: 4 };
@@ -52,7 +58,7 @@ fn csv_reads_back_as_the_rows() {
     let dir = tempfile::tempdir().expect("a folder");
     run(dir.path());
     let path = dir.path().join("tiles.csv");
-    let asked = LedgerArgs { section: Some(5), csv: Some(path.clone()), ..args(dir.path()) };
+    let asked = LedgerArgs { section: Some("5".into()), csv: Some(path.clone()), ..args(dir.path()) };
     assert_eq!(ledger(&asked, true).expect("answers"), Outcome::WithLosses);
     let read: Vec<Entry> =
         csv::Reader::from_path(&path).expect("opens").deserialize().map(|e| e.expect("an entry")).collect();
@@ -136,8 +142,12 @@ fn what_cannot_be_asked_is_one_clear_message() {
     };
     assert!(refusal(&args(dir.path())).contains("no ledger"));
     run(dir.path());
-    let text = refusal(&LedgerArgs { section: Some(9), ..args(dir.path()) });
-    assert!(text.contains("section 9") && text.contains("4 to 5"), "{text}");
+    let text = refusal(&LedgerArgs { section: Some("9".into()), ..args(dir.path()) });
+    assert!(text.contains("section 9") && text.contains("4 to 5") && text.contains("\"S4\""), "{text}");
+    for meant in ["5", "005", "section 5", "S5"] {
+        let book = Ledger::inspect(dir.path()).expect("a ledger");
+        assert_eq!(section(meant, &book).expect("known"), SectionId(5), "{meant}");
+    }
     let _running = Ledger::open(dir.path(), PlanDigest([3; 32])).expect("the same run");
     assert!(refusal(&args(dir.path())).contains("in use"));
 }
