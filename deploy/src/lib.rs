@@ -13,7 +13,7 @@
 //! | [`prepare`] | models, networks, folders, the identity of a run |
 //! | [`govern`], [`events`], [`metrics`] | what happens when compute falls behind, and who is told |
 //! | [`score`] | `kinesin score` |
-//! | [`report`], [`progress`] | what people see |
+//! | [`report`], [`progress`], [`console`] | what people see |
 //! | `scenario` | `--scenario`: faults on purpose |
 //! | [`view`] | `kinesin view` |
 //! | [`ledger`] | `kinesin ledger`: where every tile stands, as table, JSON, CSV or Parquet |
@@ -23,6 +23,7 @@
 
 pub mod check;
 pub mod cli;
+pub mod console;
 pub mod events;
 pub mod faults;
 pub mod govern;
@@ -51,8 +52,7 @@ use outcome::{Failure, Outcome, exit_code};
 
 /// The whole program: reads the command line, does it, says why not, gives the exit status.
 pub fn program() -> ExitCode {
-    let filter = tracing_subscriber::EnvFilter::try_from_env("KINESIN_LOG").unwrap_or_else(|_| "warn".into());
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    console::init();
     let result = execute(&Cli::parse());
     if let Err(failure) = &result {
         eprintln!("error: {failure}");

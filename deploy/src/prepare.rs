@@ -130,7 +130,7 @@ pub fn apart(input: &Path, out: &Path) -> Result<(), Failure> {
 
 /// Files and folders that a run makes in its folder: what `--overwrite` removes, and nothing else.
 /// What tells whose results they are goes last, so that a removal cut short never leaves results of another run.
-const MADE: [&str; 11] = [
+const MADE: [&str; 12] = [
     "spool",
     "volume",
     "sections",
@@ -139,6 +139,7 @@ const MADE: [&str; 11] = [
     "alignment.json",
     "commits.jsonl",
     EventLog::FILE,
+    EventLog::SCOPE_FILE,
     "run.json",
     Ledger::FILE,
     "report.json",

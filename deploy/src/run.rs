@@ -4,10 +4,11 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use kinesin_acquire::admit::{self, AdmitConfig, AdmitSummary, OnEvent};
-use kinesin_acquire::throttle::{Throttled, to_log};
+use kinesin_acquire::throttle::Throttled;
 use kinesin_backpressure::spool::SpoolError;
 use kinesin_backpressure::{Budget, DiskLimits};
 use kinesin_sim::scenario::Side;
@@ -18,8 +19,8 @@ use kinesin_stream::runner::Runner;
 use tokio::runtime::Runtime as Tokio;
 
 use crate::cli::{KeysArgs, RunArgs, SideArgs};
-use crate::events::{self, Event};
-use crate::govern::{ScopeGovernor, announced, hooked};
+use crate::events::{self, Event, EventLog, Sides};
+use crate::govern::ScopeGovernor;
 use crate::head::{HeadSide, interrupts, tokio};
 use crate::instrument::Opened;
 use crate::outcome::{Failure, Outcome};
@@ -58,10 +59,11 @@ pub fn run(args: &RunArgs, as_json: bool) -> Result<Outcome, Failure> {
     let keys = link_keys(&site, &out)?;
     let address = head.listen(&site, Keys::load(&keys, Role::Head).map_err(Failure::input)?)?;
     let mut scope = scope_config(address, &keys, head.acquisition, &site, (Some(&out), head.scope_disk))?;
-    let (log, to) = (head.events.clone(), head.events.clone());
-    scope.on_event = OnEvent::new(move |event| announced(event).into_iter().for_each(|e| log.note(e)));
+    let to = head.events.clone();
+    scope.on_event = events::admission(head.events.clone(), Sides::Both);
     let governor = govern(&site, &instrument.plan(), &head.tokio, &mut scope, move |event| to.note(event));
-    let instrument = instrument.throttled(&site, &head.budget, head.tokio.handle(), hooked(head.events.clone()))?;
+    let instrument =
+        instrument.throttled(&site, &head.budget, head.tokio.handle(), events::hook(head.events.clone()))?;
     head.start()?;
     let admitted = head.admit(instrument, scope);
     let progress = head.progress(as_json);
@@ -119,13 +121,17 @@ pub fn send(args: &SideArgs, as_json: bool) -> Result<Outcome, Failure> {
     let inside = scenario::inside(args.scenario.as_deref(), &[Side::Scope])?;
     let disk = (site.out.as_deref(), inside.scope_disk);
     let mut scope = scope_config(address, &keys, prepare::acquisition(&site, &plan), &site, disk)?;
-    scope.on_event = OnEvent::new(|event| announced(event).iter().for_each(events::tell));
+    let clock = inside.points.clock.clone();
+    let log = EventLog::beside(&scope.spool.folder, clock).map_err(|e| no_log(&scope.spool.folder, &e))?;
+    let log = Arc::new(log);
+    scope.on_event = events::admission(log.clone(), Sides::Scope);
     let budget = Budget::new();
     let runner = Runner::with_points(&budget, inside.points);
     let tokio = tokio()?;
     interrupts(&tokio, runner.stop_handle());
-    let _governor = govern(&site, &plan, &tokio, &mut scope, |event| events::tell(&event));
-    let instrument = instrument.throttled(&site, &budget, tokio.handle(), to_log())?;
+    let to = log.clone();
+    let _governor = govern(&site, &plan, &tokio, &mut scope, move |event| to.note(event));
+    let instrument = instrument.throttled(&site, &budget, tokio.handle(), events::hook(log.clone()))?;
     let sent = tokio.block_on(ship(instrument, &tokio, &budget, &runner, scope));
     let sent = match sent {
         Ok(sent) => sent,
@@ -140,6 +146,10 @@ pub fn send(args: &SideArgs, as_json: bool) -> Result<Outcome, Failure> {
         );
     }
     Ok(if sent.link.losses == 0 { Outcome::Complete } else { Outcome::WithLosses })
+}
+
+fn no_log(spool: &Path, error: &std::io::Error) -> Failure {
+    Failure::Fault(format!("cannot write the log of events beside the spool {}: {error}", spool.display()))
 }
 
 /// Trust and addresses are the user's to mend; the rest is a fault.

@@ -337,7 +337,8 @@ impl Run {
     }
 
     fn fault(&self, error: RunError) {
-        tracing::error!("{error}");
+        // Told by whoever joins; echoes of one fault are many.
+        tracing::info!("{error}");
         let mut faults = lock(&self.faults);
         // Causes go before echoes, in the order of arrival.
         let at = faults.iter().position(RunError::is_echo).unwrap_or(faults.len());

@@ -6,20 +6,17 @@ use std::time::Duration;
 
 use kinesin_backpressure::spool::SpoolError;
 use kinesin_stream::ids::{Attempt, MfovId, SectionId, TileKey};
-use kinesin_stream::ledger::ContentHash;
 use kinesin_stream::link::{KeptTile, Scope, Shipment, TileSpool};
-use kinesin_stream::pixels::Pixels;
 use kinesin_stream::plan::{PlannedTile, RunPlan, SectionPlan};
 use kinesin_stream::runner::RunToken;
 use kinesin_stream::tile::Reason;
 use tokio::task::{JoinHandle, block_in_place};
 use tokio::time::timeout;
 
-use super::assembly::{Assembly, Taken};
+use super::assembly::{Assembly, Taken, read};
 use super::room::{Flow, Roomless};
 use super::{AdmitConfig, AdmitError, AdmitEvent, AdmitSummary, tell};
-use crate::decode::decode;
-use crate::instrument::{Command, Event, Instrument, RawImage, RawTile};
+use crate::instrument::{Command, Event, Instrument, RawTile};
 
 pub(super) struct Admission {
     pub(super) config: AdmitConfig,
@@ -37,6 +34,9 @@ pub(super) struct Admission {
     pub(super) syncing: Option<JoinHandle<Result<Vec<Shipment>, SpoolError>>>,
     pub(super) flow: Flow,
     pub(super) summary: AdmitSummary,
+    /// Tiles that came after the end of their mFOV; tiles that the spool's disk had spoiled at the last look.
+    pub(super) again: u64,
+    pub(super) damaged: u64,
 }
 
 struct Section {
@@ -77,6 +77,8 @@ impl Admission {
             syncing: None,
             flow,
             summary: AdmitSummary::default(),
+            again: 0,
+            damaged: 0,
         };
         for section in open.keys().map(|m| m.section).collect::<BTreeSet<_>>() {
             if let Some(plan) = block_in_place(|| admission.tiles.plan(section))? {
@@ -117,6 +119,7 @@ impl Admission {
                 // The link has ended while there was no room; its error says why.
                 return Ok(false);
             }
+            self.look_for_damage(self.scope.summary().damaged_at_rest);
             run.count(1, Duration::ZERO);
         }
     }
@@ -148,8 +151,11 @@ impl Admission {
 
     pub(super) async fn finish(mut self) -> Result<AdmitSummary, AdmitError> {
         self.flow.stop_counting(&mut self.summary);
-        self.summary.link = self.scope.finish().await?;
-        Ok(self.summary)
+        let (link, on_event) = (self.scope.finish().await?, self.config.on_event);
+        if link.damaged_at_rest > self.damaged {
+            on_event.tell(&AdmitEvent::Damaged { tiles: link.damaged_at_rest });
+        }
+        Ok(AdmitSummary { link, ..self.summary })
     }
 
     /// Handles an event; `false` once the link has ended.
@@ -243,9 +249,7 @@ impl Admission {
     async fn tile<I: Instrument>(&mut self, tile: RawTile, instrument: &mut I) -> Result<bool, AdmitError> {
         let key = tile.key;
         let Some(promised) = self.promised(key) else {
-            tracing::warn!(%key, "a tile that no plan promised; not sent");
-            self.summary.foreign += 1;
-            self.scope.foreign(key);
+            self.foreign(key);
             return Ok(true);
         };
         if self.before.contains(&key.mfov) {
@@ -258,15 +262,13 @@ impl Admission {
             Ok(image) => image,
             Err(reason) => {
                 if !over {
-                    tracing::warn!(%key, %reason, "a tile that cannot be used");
                     self.assembly(key.mfov).lost(key, reason);
                 }
                 return Ok(true);
             }
         };
         if over {
-            self.summary.duplicates += 1;
-            self.scope.came_again(key, hash);
+            self.came_again(key, promised.name, hash);
             return Ok(true);
         }
         let taken = self.assembly(key.mfov).judge(key, hash);
@@ -307,6 +309,7 @@ impl Admission {
             return Ok(true);
         }
         let manifest = self.open.remove(&id).unwrap_or_default().manifest(&plan.mfovs[at], why);
+        self.tell_ended(&plan.mfovs[at], &manifest);
         let put = move |admission: &Self| Ok(admission.tiles.end(id, &manifest)?);
         match self.with_room(instrument, put, true).await? {
             Ok(shipment) => self.ended.push(shipment),
@@ -379,19 +382,4 @@ impl Admission {
     fn assembly(&mut self, id: MfovId) -> &mut Assembly {
         self.open.entry(id).or_default()
     }
-}
-
-/// Decodes and checks; the reason is what is entered in the ledger.
-fn read(image: RawImage, promised: &PlannedTile) -> Result<(Pixels, ContentHash), Reason> {
-    let pixels = match image {
-        RawImage::Pixels(pixels) => pixels,
-        RawImage::File(file) => decode(&file)?,
-    };
-    let (width, height) = (promised.size.x as usize, promised.size.y as usize);
-    if (pixels.width(), pixels.height()) != (width, height) {
-        let (w, h) = (pixels.width(), pixels.height());
-        return Err(Reason::WrongShape(format!("{} is {w} x {h} px, promised were {width} x {height}", promised.name)));
-    }
-    let hash = ContentHash(pixels.hash());
-    Ok((pixels, hash))
 }

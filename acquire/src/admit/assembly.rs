@@ -5,8 +5,12 @@ use std::collections::BTreeMap;
 use kinesin_stream::ids::TileKey;
 use kinesin_stream::ledger::{ContentHash, Duplicates};
 use kinesin_stream::link::{KeptTile, Manifest};
-use kinesin_stream::plan::MfovPlan;
+use kinesin_stream::pixels::Pixels;
+use kinesin_stream::plan::{MfovPlan, PlannedTile};
 use kinesin_stream::tile::Reason;
+
+use crate::decode::decode;
+use crate::instrument::RawImage;
 
 /// See the module.
 #[derive(Debug, Default)]
@@ -55,7 +59,7 @@ impl Assembly {
         let better = hash < held.tile.hash;
         *held.again.entry(if better { held.tile.hash } else { hash }).or_default() += 1;
         if better {
-            tracing::warn!(%key, "came twice with different content; the one with the smaller hash is kept");
+            tracing::debug!(%key, "came twice with different content; the one with the smaller hash is kept");
             return Taken::Better;
         }
         Taken::Again
@@ -103,4 +107,19 @@ impl Assembly {
         }
         manifest
     }
+}
+
+/// Decodes and checks; the reason is what is entered in the ledger.
+pub(super) fn read(image: RawImage, promised: &PlannedTile) -> Result<(Pixels, ContentHash), Reason> {
+    let pixels = match image {
+        RawImage::Pixels(pixels) => pixels,
+        RawImage::File(file) => decode(&file)?,
+    };
+    let (width, height) = (promised.size.x as usize, promised.size.y as usize);
+    if (pixels.width(), pixels.height()) != (width, height) {
+        let (w, h) = (pixels.width(), pixels.height());
+        return Err(Reason::WrongShape(format!("{} is {w} x {h} px, promised were {width} x {height}", promised.name)));
+    }
+    let hash = ContentHash(pixels.hash());
+    Ok((pixels, hash))
 }

@@ -1,10 +1,12 @@
 //! What admission announces: to the log of events, to whoever governs.
 
 use std::fmt;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use kinesin_backpressure::spool::{NoRoom, SpoolEvent};
-use kinesin_stream::ids::TileKey;
+use kinesin_stream::ids::{MfovId, TileKey};
+use kinesin_stream::ledger::Duplicates;
 
 /// Something that an operator wants to know.
 #[derive(Clone, Debug, PartialEq)]
@@ -31,9 +33,79 @@ pub enum AdmitEvent {
         held: u64,
         /// Bytes that it may hold.
         capacity: u64,
+        /// Bytes a minute that the instrument gives at its own rate; 0 where that is not known.
+        bytes_per_minute: u64,
     },
-    /// A tile was lost because there was no room.
+    /// There is still no room. Told once a minute.
+    StillFull {
+        /// Capacity, or the disk.
+        why: NoRoom,
+        /// The spool's folder.
+        folder: PathBuf,
+        /// Bytes in the spool.
+        held: u64,
+        /// Bytes that it may hold.
+        capacity: u64,
+        /// For how long.
+        seconds: f64,
+    },
+    /// A tile was lost because there was no room. It is named again with its mFOV.
     Lost(TileKey),
+    /// These tiles of an mFOV that has ended will never come.
+    TilesLost {
+        /// Whose.
+        mfov: MfovId,
+        /// Their file names.
+        tiles: Vec<String>,
+        /// Why, of all of them.
+        reason: String,
+    },
+    /// These tiles of an mFOV that has ended came more than once; one of each is sent.
+    Repeated {
+        /// Whose.
+        mfov: MfovId,
+        /// Their file names.
+        tiles: Vec<String>,
+        /// How often, in all.
+        times: Duplicates,
+    },
+    /// A tile came again after its mFOV had ended.
+    CameAgain {
+        /// Which.
+        key: TileKey,
+        /// Its file name.
+        name: String,
+        /// How many such tiles this run has seen.
+        times: u64,
+    },
+    /// A tile came that no plan promised; it is not sent.
+    Foreign {
+        /// What it says it is.
+        key: TileKey,
+        /// How many such tiles this run has seen.
+        times: u64,
+    },
+    /// At the start: bytes in the spool were changed at rest. Whose they were is told when their mFOV is sent.
+    SpoolDamaged {
+        /// The file.
+        file: PathBuf,
+        /// From which byte.
+        offset: u64,
+        /// How many bytes.
+        bytes: u64,
+    },
+    /// At the start: the last record was torn and was cut off. Nothing that was told kept is in it.
+    SpoolCut {
+        /// The spool's folder.
+        folder: PathBuf,
+        /// How many bytes.
+        bytes: u64,
+    },
+    /// The spool's disk has given tiles back damaged, as they were to be sent; they are lost.
+    Damaged {
+        /// How many so far.
+        tiles: u64,
+    },
     /// Something happened on the spool's disk.
     Spool(SpoolEvent),
 }
@@ -56,10 +128,15 @@ impl OnEvent {
             return tell(event);
         }
         match event {
-            AdmitEvent::Lost(_) | AdmitEvent::LossComing { .. } => tracing::error!(?event, "no room at the scope"),
-            AdmitEvent::Held { .. } => tracing::warn!(?event, "the instrument is held"),
+            AdmitEvent::Lost(_)
+            | AdmitEvent::LossComing { .. }
+            | AdmitEvent::Damaged { .. }
+            | AdmitEvent::SpoolDamaged { .. } => {
+                tracing::error!(?event, "at the scope");
+            }
+            AdmitEvent::Held { .. } | AdmitEvent::StillFull { .. } => tracing::warn!(?event, "the instrument is held"),
             AdmitEvent::Spool(event) => tracing::trace!(?event, "spool"),
-            AdmitEvent::Going { .. } => tracing::info!(?event, "the instrument goes on"),
+            _ => tracing::info!(?event, "at the scope"),
         }
     }
 }

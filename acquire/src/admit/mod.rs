@@ -16,6 +16,7 @@
 mod admission;
 mod assembly;
 mod event;
+mod news;
 mod room;
 
 use std::collections::BTreeSet;
@@ -25,7 +26,7 @@ use kinesin_backpressure::governor::Pace;
 use kinesin_backpressure::spool::{SpoolConfig, SpoolError};
 use kinesin_backpressure::{Budget, Bytes};
 use kinesin_stream::ids::SectionId;
-use kinesin_stream::link::{LinkError, Scope, ScopeConfig, ScopeStatus, ScopeSummary, TileSpool};
+use kinesin_stream::link::{LinkError, RestoredTiles, Scope, ScopeConfig, ScopeStatus, ScopeSummary, TileSpool};
 use kinesin_stream::plan::RunPlan;
 use kinesin_stream::runner::RunToken;
 use tokio::runtime::Handle;
@@ -140,6 +141,7 @@ pub async fn admit<I: Instrument>(
         budget.fixed(name, bytes);
     }
     let (tiles, restored) = block_in_place(|| TileSpool::open(config.spool.clone()))?;
+    tell_restored(&config, &restored);
     let observer = config.on_event.clone();
     tiles.spool().observe(move |event| observer.tell(&AdmitEvent::Spool(event)));
     let scope = Scope::start(runtime, budget, run.clone(), config.link.clone(), tiles.clone(), &restored.whole)?;
@@ -155,6 +157,17 @@ pub async fn admit<I: Instrument>(
         admission.end(&mut instrument).await?;
     }
     admission.finish().await
+}
+
+/// What of a run before is not whole any more.
+fn tell_restored(config: &AdmitConfig, restored: &RestoredTiles) {
+    for damage in &restored.damage {
+        let (file, offset, bytes) = (damage.path.clone(), damage.offset, damage.bytes.0);
+        config.on_event.tell(&AdmitEvent::SpoolDamaged { file, offset, bytes });
+    }
+    if restored.cut.0 > 0 {
+        config.on_event.tell(&AdmitEvent::SpoolCut { folder: config.spool.folder.clone(), bytes: restored.cut.0 });
+    }
 }
 
 /// A task that ends with this.

@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use tokio::task::block_in_place;
 
 use super::admission::Admission;
-use super::{AdmitError, AdmitEvent, AdmitSummary, mfov_bytes, tell};
+use super::{AdmitError, AdmitEvent, AdmitSummary, mfov_bytes, tell, tile_bytes};
 use crate::instrument::{Command, Instrument};
 
 /// How fast the instrument goes, and why.
@@ -29,6 +29,15 @@ pub(super) struct Flow {
     announced: bool,
     /// Since when it is held.
     since: Option<Instant>,
+    /// Reminds people that there is no room.
+    reminder: Reminder,
+}
+
+/// Says when people are told once more that there is no room: a minute after it began, and each minute from then on.
+#[derive(Debug, Default)]
+struct Reminder {
+    began: Option<Duration>,
+    told: Duration,
 }
 
 /// Why something did not go into the spool.
@@ -40,8 +49,32 @@ pub(super) enum Roomless {
     CannotHold(NoRoom),
 }
 
+/// How often a full spool is looked at again, so that people are reminded in time.
+const LOOK: Duration = Duration::from_secs(1);
 /// How often a full disk is tried: nobody tells when others make room on it.
 const DISK: Duration = Duration::from_millis(250);
+
+/// Time between two reminders.
+const REMIND: Duration = Duration::from_secs(60);
+
+impl Reminder {
+    /// There is no room at `now`, a time since any beginning. `Some` is for how long, where people are to be told.
+    fn no_room(&mut self, now: Duration) -> Option<Duration> {
+        let began = *self.began.get_or_insert_with(|| {
+            self.told = now;
+            now
+        });
+        (now.saturating_sub(self.told) >= REMIND).then(|| {
+            self.told = now;
+            now.saturating_sub(began)
+        })
+    }
+
+    /// There is room again.
+    fn room(&mut self) {
+        self.began = None;
+    }
+}
 
 impl Flow {
     pub(super) fn new(releases: watch::Receiver<u64>, governor: Option<watch::Receiver<Pace>>) -> Self {
@@ -54,6 +87,7 @@ impl Flow {
             refused_slow: false,
             announced: false,
             since: None,
+            reminder: Reminder::default(),
         }
     }
 
@@ -95,12 +129,14 @@ impl Admission {
         put: impl Fn(&Self) -> Result<Result<T, NoRoom>, AdmitError>,
         must: bool,
     ) -> Result<Result<T, Roomless>, AdmitError> {
+        let began = Instant::now();
         loop {
             self.flow.releases.mark_unchanged();
             let why = match block_in_place(|| put(self))? {
                 Ok(done) => {
                     // The table of an mFOV may pass the capacity: that it fits says nothing.
                     self.flow.announced &= must;
+                    self.flow.reminder.room();
                     self.steer(instrument).await?;
                     return Ok(Ok(done));
                 }
@@ -113,8 +149,12 @@ impl Admission {
             if !self.hold(instrument, why).await? && !must {
                 return Ok(Err(Roomless::CannotHold(why)));
             }
+            if let Some(waited) = self.flow.reminder.no_room(began.elapsed()) {
+                self.remind(why, waited);
+            }
             tokio::select! {
                 _ = self.flow.releases.changed() => {}
+                () = tokio::time::sleep(LOOK) => {}
                 synced = Self::synced(&mut self.syncing) => self.kept(synced?, instrument).await?,
                 () = tokio::time::sleep(DISK), if why == NoRoom::Disk => {}
                 () = self.scope.closed() => return Ok(Err(Roomless::LinkEnded)),
@@ -179,7 +219,8 @@ impl Admission {
         self.flow.refused = self.flow.refused || !tell(instrument, Command::Hold).await?;
         if self.flow.refused {
             if !std::mem::replace(&mut self.flow.announced, true) {
-                self.config.on_event.tell(&AdmitEvent::LossComing { why, held, capacity });
+                let bytes_per_minute = (60.0 * self.plan.peak_tiles_per_second * tile_bytes(&self.plan) as f64) as u64;
+                self.config.on_event.tell(&AdmitEvent::LossComing { why, held, capacity, bytes_per_minute });
             }
         } else {
             self.flow.full = Some(why);
@@ -188,6 +229,13 @@ impl Admission {
         }
         self.say_asked();
         Ok(!self.flow.refused)
+    }
+
+    fn remind(&self, why: NoRoom, waited: Duration) {
+        let spool = self.tiles.spool();
+        let (held, capacity, folder) = (spool.held().0, spool.capacity().0, spool.folder().to_path_buf());
+        let seconds = waited.as_secs_f64();
+        self.config.on_event.tell(&AdmitEvent::StillFull { why, folder, held, capacity, seconds });
     }
 
     fn start_counting(&mut self) {
@@ -222,5 +270,23 @@ impl Admission {
         let obeyed = slowable || !matches!(self.flow.wish, Pace::Slow(_));
         let pace = if obeyed { self.flow.wish.share() } else { 1.0 };
         self.scope.asked(Asked { held, holdable, slowable, pace });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_spool_without_room_is_told_once_a_minute_and_anew_when_it_fills_again() {
+        let mut reminder = Reminder::default();
+        let mut told = |range: std::ops::Range<u64>| -> Vec<u64> {
+            let of = range.filter_map(|ms| reminder.no_room(Duration::from_millis(ms)));
+            of.map(|d| d.as_secs()).collect()
+        };
+        assert_eq!(told(0..190_000), [60, 120, 180]);
+        reminder.room();
+        assert_eq!(reminder.no_room(Duration::from_secs(500)), None);
+        assert_eq!(reminder.no_room(Duration::from_secs(560)), Some(REMIND));
     }
 }

@@ -3,17 +3,24 @@
 //! ```text
 //! {"at_unix_ms":1790000000000,"event":"mode","from":"full","to":"lighter_segmentation","cause":"line","figures":{...},...}
 //! ```
-//! Appended to, never rewritten; a restart takes off what a power cut left of the last line and goes on in the same file. Bytes, bytes a second, seconds. The same events go to the
-//! log of the program: losses as errors, what lowers the work or the pace as warnings, the rest as information.
+//! Appended to, never rewritten; a restart takes off what a power cut left of the last line and goes on in the same file. Bytes,
+//! bytes a second, seconds. A scope without a head (`kinesin send`) has its own, beside its spool.
+//!
+//! The terminal shows what asks for a person, at most once a minute for each kind ([`Weight`]); of what the report counts it
+//! shows the first. Repeated events are held down in two places: whoever finds them tells a tile that comes again and again more
+//! and more rarely, and [`log`] bounds the lines of each kind.
 
-use std::fs::File;
-use std::io::Write;
-use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+mod log;
+mod sources;
 
+use std::fmt;
+
+use kinesin_backpressure::Bytes;
 use kinesin_backpressure::governor::{Figures, Rung};
-use kinesin_stream::fault_points::WallClock;
 use serde::{Deserialize, Serialize};
+
+pub use log::EventLog;
+pub(crate) use sources::{Sides, admission, hook, ledger};
 
 /// Something that happened.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -87,119 +94,181 @@ pub enum Event {
         /// Seconds without.
         after_seconds: f64,
     },
-    /// A promised tile will never come.
+    /// There has been no room in the spool for a minute, or another one.
+    SpoolFull {
+        /// Its capacity, or the disk.
+        why: String,
+        /// Where it is.
+        folder: String,
+        /// Bytes in it.
+        held: u64,
+        /// Bytes that it may hold.
+        capacity: u64,
+        /// Seconds without room.
+        since_seconds: f64,
+    },
+    /// The spool's disk has given tiles back damaged; they are lost.
+    SpoolDamaged {
+        /// How many so far.
+        tiles: u64,
+    },
+    /// What a run before left in the spool is not whole: the end of what had not been synced was cut off, or records are
+    /// damaged.
+    SpoolCut {
+        /// The file; where an end was cut off, the spool's folder.
+        file: String,
+        /// From which byte; 0 where an end was cut off.
+        offset: u64,
+        /// How many bytes.
+        bytes: u64,
+        /// Whether they had been safe: then it is damage at rest.
+        damaged: bool,
+    },
+    /// Promised tiles of an mFOV will never come.
     TileLost {
-        /// Which.
-        tile: String,
-        /// Why.
+        /// Whose.
+        mfov: String,
+        /// Their file names.
+        tiles: Vec<String>,
+        /// Why, of all of them.
         reason: String,
     },
-    /// A tile came again and was dropped.
+    /// Tiles of an mFOV came more than once; one of each is kept.
     TileDuplicate {
-        /// Which.
-        tile: String,
-        /// Whether it was the same image.
-        same: bool,
+        /// Whose.
+        mfov: String,
+        /// Their file names.
+        tiles: Vec<String>,
+        /// How often with the same content, in all.
+        same: u64,
+        /// How often with other content, in all.
+        other: u64,
     },
-    /// A tile came that nobody promised.
+    /// A tile came that nobody promised; it is not kept.
     TileForeign {
-        /// Which.
+        /// What it says it is.
         tile: String,
+        /// At the head, how often it has come; at the scope, how many foreign tiles have come.
+        times: u64,
+    },
+    /// Lines of a kind that were not written, because there were too many at once.
+    HeldBack {
+        /// Which kind.
+        kind: String,
+        /// How many.
+        lines: u64,
     },
 }
 
-#[derive(Debug, Serialize, Deserialize)]
-struct Row {
-    at_unix_ms: u64,
-    #[serde(flatten)]
-    event: Event,
+/// What an event asks of people.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Weight {
+    /// Data will be lost.
+    Loss,
+    /// Somebody should look.
+    Action,
+    /// It is in the progress line or the report.
+    Counted,
+    /// The course of the run.
+    Course,
 }
 
-/// The file, shared by whoever has something to tell.
-#[derive(Debug)]
-pub struct EventLog {
-    path: PathBuf,
-    file: Mutex<File>,
-    clock: WallClock,
-}
-
-impl EventLog {
-    /// Name of the file in the results' folder.
-    pub const FILE: &str = "events.jsonl";
-
-    /// Opens or begins the log of the results in `out`.
-    ///
-    /// # Errors
-    /// Where the file system refuses.
-    pub fn open(out: &Path, clock: WallClock) -> std::io::Result<Self> {
-        let path = out.join(Self::FILE);
-        let file = File::options().create(true).append(true).open(&path)?;
-        let text = std::fs::read(&path)?;
-        let whole = text.iter().rposition(|b| *b == b'\n').map_or(0, |at| at + 1);
-        if whole < text.len() {
-            file.set_len(whole as u64)?;
+impl Event {
+    /// Its name in the file.
+    fn kind(&self) -> &'static str {
+        match self {
+            Self::Mode { .. } => "mode",
+            Self::Pace { .. } => "pace",
+            Self::ComingLoss { .. } => "coming_loss",
+            Self::LossAverted { .. } => "loss_averted",
+            Self::ScopeHeld { .. } => "scope_held",
+            Self::ScopeGoes { .. } => "scope_goes",
+            Self::Hook { works: true, .. } => "hook",
+            Self::Hook { works: false, .. } => "hook_fails",
+            Self::LinkLost => "link_lost",
+            Self::LinkBack { .. } => "link_back",
+            Self::SpoolFull { .. } => "spool_full",
+            Self::SpoolDamaged { .. } => "spool_damaged",
+            Self::SpoolCut { .. } => "spool_cut",
+            Self::TileLost { .. } => "tile_lost",
+            Self::TileDuplicate { .. } => "tile_duplicate",
+            Self::TileForeign { .. } => "tile_foreign",
+            Self::HeldBack { .. } => "held_back",
         }
-        Ok(Self { path, file: Mutex::new(file), clock })
     }
 
-    /// Notes an event. A log that cannot be written is told in the program's log; the run goes on, since its results do not
-    /// depend on it.
-    pub fn note(&self, event: Event) {
-        tell(&event);
-        let row = Row { at_unix_ms: self.clock.unix_ms(), event };
-        let mut line = serde_json::to_vec(&row).expect("plain numbers and text");
-        line.push(b'\n');
-        // One write a line: a kill cuts the last line at most.
-        let written = self.file.lock().unwrap_or_else(PoisonError::into_inner).write_all(&line);
-        if let Err(error) = written {
-            tracing::error!("cannot write {}: {error}; the event is only here: {:?}", self.path.display(), row.event);
+    fn weight(&self) -> Weight {
+        match self {
+            Self::ComingLoss { .. } => Weight::Loss,
+            Self::SpoolFull { .. }
+            | Self::SpoolDamaged { .. }
+            | Self::SpoolCut { damaged: true, .. }
+            | Self::Hook { works: false, .. }
+            | Self::LinkLost => Weight::Action,
+            Self::TileLost { .. } | Self::TileForeign { .. } | Self::ScopeHeld { .. } => Weight::Counted,
+            _ => Weight::Course,
         }
-    }
-}
-
-/// Has it in the program's log.
-pub(crate) fn tell(event: &Event) {
-    match event {
-        Event::ComingLoss { buffer, in_seconds, bytes_per_minute, .. } => tracing::error!(
-            buffer,
-            in_seconds,
-            bytes_per_minute,
-            "data will be lost: the instrument cannot be held and its buffer overflows; stop it by hand or free space"
-        ),
-        Event::TileLost { tile, reason } => tracing::error!(tile, reason, "tile lost"),
-        Event::Mode { from, to, cause, figures, .. } if to > from => {
-            tracing::warn!(from = from.name(), to = to.name(), cause, ?figures, "less is done");
-        }
-        Event::Mode { from, to, cause, figures, .. } => {
-            tracing::info!(from = from.name(), to = to.name(), cause, ?figures, "more is done");
-        }
-        Event::Pace { from, to, cause, figures } if to < from => {
-            tracing::warn!(from, to, cause, ?figures, "the instrument is slowed");
-        }
-        Event::ScopeHeld { why, held, capacity } => tracing::warn!(why, held, capacity, "the instrument is held"),
-        Event::Hook { said, works: false } => tracing::warn!("{said}"),
-        Event::LinkLost => tracing::warn!("no scope is connected"),
-        Event::TileForeign { tile } => tracing::warn!(tile, "a tile came that nobody promised"),
-        other => tracing::info!(?other, "event"),
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+/// The first names, and how many more.
+fn some(tiles: &[String]) -> String {
+    const SHOWN: usize = 3;
+    let more = tiles.len().saturating_sub(SHOWN);
+    let shown = tiles[..tiles.len() - more].join(", ");
+    if more > 0 { format!("{shown} and {more} more") } else { shown }
+}
 
-    #[test]
-    fn events_are_lines_that_read_back_and_a_restart_goes_on() {
-        let dir = tempfile::tempdir().unwrap();
-        let loss = Event::TileLost { tile: "s1 m2 b3".into(), reason: "stage".into() };
-        let open = || EventLog::open(dir.path(), WallClock::default()).unwrap();
-        open().note(loss.clone());
-        let path = dir.path().join(EventLog::FILE);
-        let torn = [std::fs::read(&path).unwrap(), b"{\"at_un".to_vec()].concat();
-        std::fs::write(&path, torn).unwrap();
-        open().note(Event::LinkLost);
-        let text = std::fs::read_to_string(path).unwrap();
-        let rows: Vec<Row> = text.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
-        assert_eq!(rows.into_iter().map(|r| r.event).collect::<Vec<_>>(), [loss, Event::LinkLost]);
+impl fmt::Display for Event {
+    /// One line for people: what, and what to do.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let size = |bytes: &u64| Bytes(*bytes);
+        match self {
+            Self::Mode { from, to, cause, .. } => {
+                write!(f, "{} from now on, {} before (asked for by {cause})", to.name(), from.name())
+            }
+            Self::Pace { to, cause, .. } if *to == 0.0 => write!(f, "the instrument is asked to hold (by {cause})"),
+            Self::Pace { to, cause, .. } => {
+                write!(f, "the instrument is asked for {:.0} % of its speed (by {cause})", 100.0 * to)
+            }
+            Self::ComingLoss { buffer, in_seconds, bytes_per_minute, .. } => write!(
+                f,
+                "DATA WILL BE LOST in {in_seconds:.0} s, {} a minute: the instrument cannot be held and {buffer} overflows; stop the instrument by hand, or let the head take tiles faster",
+                size(bytes_per_minute)
+            ),
+            Self::LossAverted { buffer } => write!(f, "{buffer} will not overflow after all"),
+            Self::ScopeHeld { why, held, capacity } => {
+                write!(f, "the instrument is held: {why} ({} of {})", size(held), size(capacity))
+            }
+            Self::ScopeGoes { after_seconds } => write!(f, "the instrument goes on after {after_seconds:.1} s"),
+            Self::Hook { said, .. } => f.write_str(said),
+            Self::LinkLost => f.write_str("no scope is connected; tiles wait there until it is back"),
+            Self::LinkBack { after_seconds } => write!(f, "the scope is back after {after_seconds:.1} s"),
+            Self::SpoolFull { why, folder, held, capacity, since_seconds } => write!(
+                f,
+                "no room for {since_seconds:.0} s, the instrument waits: {why} ({folder}, {} of {}); free space there, or see whether the head takes tiles. It goes on by itself",
+                size(held),
+                size(capacity)
+            ),
+            Self::SpoolDamaged { tiles } => {
+                write!(f, "{tiles} tiles came back damaged from the spool's disk and are lost; check that disk")
+            }
+            Self::SpoolCut { file, offset, bytes, damaged: true } => {
+                write!(f, "{file}, byte {offset}: {bytes} bytes damaged at rest; check that disk")
+            }
+            Self::SpoolCut { file, bytes, .. } => {
+                write!(f, "{file}: the last {bytes} bytes were torn; nothing that was told kept is in them")
+            }
+            Self::TileLost { mfov, tiles, reason } => write!(f, "{mfov}: {} lost: {reason}", some(tiles)),
+            Self::TileDuplicate { mfov, tiles, same, other } => write!(
+                f,
+                "{mfov}: {} came more than once ({same} the same, {other} other); one of each is kept",
+                some(tiles)
+            ),
+            Self::TileForeign { tile, .. } => {
+                write!(f, "{tile} came and nobody promised it; see whether the site file is that of this acquisition")
+            }
+            Self::HeldBack { kind, lines } => write!(f, "{lines} lines of kind {kind} were not written"),
+        }
     }
 }

@@ -29,7 +29,7 @@ use serde::Serialize;
 pub use config::{Drill, GovernSection};
 pub(crate) use line::LineProgress;
 pub use scope::ScopeReport;
-pub(crate) use scope::{ScopeGovernor, announced, hooked, spool_reading};
+pub(crate) use scope::{ScopeGovernor, spool_reading};
 
 use crate::events::{Event, EventLog};
 use crate::metrics;

@@ -5,9 +5,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use kinesin_acquire::admit::AdmitEvent;
-use kinesin_acquire::throttle::{HookEvent, Tell};
-use kinesin_backpressure::governor::{Control, Decision, Figures, GovernConfig, Governor, Pace, Reading, Rung};
+use kinesin_backpressure::governor::{Control, Decision, GovernConfig, Governor, Pace, Reading, Rung};
 use kinesin_stream::link::ScopeStatus;
 use serde::Serialize;
 use tokio::runtime::Handle;
@@ -15,7 +13,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use crate::events::{Event, EventLog};
+use crate::events::Event;
 use crate::metrics;
 
 /// What the scope's ladder did.
@@ -136,32 +134,6 @@ impl ScopeGovernor {
 
 fn lock(report: &Mutex<ScopeReport>) -> MutexGuard<'_, ScopeReport> {
     report.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Has what a hook does in the log of events.
-pub(crate) fn hooked(events: Arc<EventLog>) -> Tell {
-    Arc::new(move |event| {
-        let works = matches!(event, HookEvent::Done { .. } | HookEvent::Recovered { .. });
-        events.note(Event::Hook { said: event.to_string(), works });
-    })
-}
-
-/// What admission announces, as an event of the run; `None` for what is of no interest to an operator.
-pub(crate) fn announced(event: &AdmitEvent) -> Option<Event> {
-    Some(match event {
-        AdmitEvent::Held { why, held, capacity } => {
-            Event::ScopeHeld { why: why.to_string(), held: *held, capacity: *capacity }
-        }
-        AdmitEvent::Going { seconds } => Event::ScopeGoes { after_seconds: *seconds },
-        AdmitEvent::LossComing { held, capacity, .. } => Event::ComingLoss {
-            buffer: "spool".into(),
-            in_seconds: 0.0,
-            bytes_per_minute: 0,
-            figures: Figures { held: *held, capacity: *capacity, ..Figures::default() },
-        },
-        AdmitEvent::Lost(key) => Event::TileLost { tile: key.to_string(), reason: "no room in the spool".into() },
-        AdmitEvent::Spool(_) => return None,
-    })
 }
 
 impl Drop for ScopeGovernor {

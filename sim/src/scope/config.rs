@@ -228,6 +228,8 @@ pub struct PaceConfig {
     pub scope_mpx_per_s: f64,
     /// Multiple of that rate; 0 is as fast as tiles are taken. Default 0.
     pub speed: f64,
+    /// Whether it slows and holds when it is asked. Default true; false is a scope that goes on whatever anybody says.
+    pub obeys: bool,
     /// Tiles made ahead of the one asked for, MiB; one tile is always made. Default 16.
     pub look_ahead_mib: u32,
     /// Tissue kept between tiles, MiB. Default 64: the borders that neighbouring tiles share, and more.
@@ -367,6 +369,6 @@ impl Default for FaultsConfig {
 
 impl Default for PaceConfig {
     fn default() -> Self {
-        Self { scope_mpx_per_s: 300.0, speed: 0.0, look_ahead_mib: 16, tissue_cache_mib: 64, threads: 0 }
+        Self { scope_mpx_per_s: 300.0, speed: 0.0, obeys: true, look_ahead_mib: 16, tissue_cache_mib: 64, threads: 0 }
     }
 }

@@ -156,6 +156,9 @@ impl Instrument for SimulatedScope {
 
     async fn command(&mut self, command: Command) -> Result<(), InstrumentError> {
         match command {
+            Command::Hold | Command::Slow(_) if !self.scene.config().pace.obeys => {
+                return Err(InstrumentError::Refused { instrument: "simulated scope", command });
+            }
             Command::Hold => self.held = true,
             Command::Go => (self.held, self.pace) = (false, 1.0),
             Command::Slow(fraction) if fraction > 0.0 && fraction <= 1.0 => {

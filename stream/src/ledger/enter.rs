@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use redb::{ReadableTable, WriteTransaction};
 
 use super::key::bounds;
+use super::news::{News, is_told};
 use super::record::{self, Contents, Qualities, Standing, squeeze, unsqueeze};
 use super::{
     CONTENTS, COUNTS, Counts, DUPLICATES, Duplicates, FOREIGN, Ledger, LedgerError, MFOV_KEY_BYTES, NAMES, Outcome,
@@ -74,7 +75,7 @@ impl Ledger {
     }
 
     /// Enters how the tiles of one mFOV ended, and which came again, in one transaction. When it returns, it is on disk. Lost and
-    /// repeated tiles are named in the log.
+    /// repeated tiles are told ([`Ledger::on_news`]).
     pub fn settle(
         &self,
         mfov: MfovId,
@@ -83,7 +84,7 @@ impl Ledger {
     ) -> Result<(), LedgerError> {
         let repeated = self.repeated().0.get(&mfov).cloned().unwrap_or_default();
         let now = self.clock.unix_ms();
-        self.write(|t| {
+        let again = self.write(|t| {
             if !outcomes.is_empty() {
                 let before = self.standing(t, mfov)?;
                 let mut after = before.clone();
@@ -93,12 +94,11 @@ impl Ledger {
                 self.replace(t, mfov, (&before, &after))?;
                 self.keep(t, mfov, outcomes)?;
             }
-            self.add_duplicates(t, &repeated)?;
-            self.add_duplicates(t, duplicates)
+            self.add_duplicates(t, repeated.iter().chain(duplicates))
         })?;
         self.repeated().0.remove(&mfov);
-        self.name_losses(mfov, outcomes)?;
-        self.name_duplicates(mfov, repeated.iter().chain(duplicates))
+        self.tell_losses(mfov, outcomes)?;
+        self.tell_repeated(&again)
     }
 
     /// [`Self::advance_tiles`] with every tile of the section that is current: the last exposure in the archive.
@@ -128,20 +128,24 @@ impl Ledger {
         }
     }
 
-    /// Counts a tile that came again after its mFOV was settled.
+    /// Counts tiles that came again after their mFOV was settled, and tells of them.
     pub fn count_duplicates(&self, duplicates: &[(TileKey, Duplicates)]) -> Result<(), LedgerError> {
-        self.write(|t| self.add_duplicates(t, duplicates))
+        let again = self.write(|t| self.add_duplicates(t, duplicates.iter()))?;
+        self.tell_repeated(&again)
     }
 
-    /// Counts a tile that its section's plan does not know, and names it in the log.
+    /// Counts a tile that its section's plan does not know, and tells of it.
     pub fn count_foreign(&self, key: TileKey) -> Result<(), LedgerError> {
-        tracing::warn!(%key, "a tile that no plan promised; not kept");
-        self.write(|t| {
+        let times = self.write(|t| {
             let mut foreign = t.open_table(FOREIGN).map_err(self.store())?;
-            let known = foreign.get(&tile_bytes(key)).map_err(self.store())?.map_or(0, |v| v.value());
-            foreign.insert(&tile_bytes(key), known + 1).map_err(self.store())?;
-            Ok(())
-        })
+            let times = 1 + foreign.get(&tile_bytes(key)).map_err(self.store())?.map_or(0, |v| v.value());
+            foreign.insert(&tile_bytes(key), times).map_err(self.store())?;
+            Ok(times)
+        })?;
+        if is_told(times - 1, times) {
+            self.tell(&News::Foreign { key, times });
+        }
+        Ok(())
     }
 
     fn advance_current(
@@ -256,49 +260,27 @@ impl Ledger {
         Ok(())
     }
 
-    fn add_duplicates(&self, t: &WriteTransaction, more: &[(TileKey, Duplicates)]) -> Result<(), LedgerError> {
-        if more.is_empty() {
-            return Ok(());
-        }
-        let mut table = t.open_table(DUPLICATES).map_err(self.store())?;
+    /// Gives those that are told, with how often they have come again since the beginning.
+    fn add_duplicates<'a>(
+        &self,
+        t: &WriteTransaction,
+        more: impl Iterator<Item = &'a (TileKey, Duplicates)>,
+    ) -> Result<Vec<(TileKey, Duplicates)>, LedgerError> {
+        let mut table = None;
+        let mut told = BTreeMap::new();
         for (key, d) in more {
+            let table = match &mut table {
+                Some(table) => table,
+                none => none.insert(t.open_table(DUPLICATES).map_err(self.store())?),
+            };
             let (same, other) = table.get(&tile_bytes(*key)).map_err(self.store())?.map_or((0, 0), |v| v.value());
-            table.insert(&tile_bytes(*key), (same + d.same, other + d.other)).map_err(self.store())?;
-        }
-        Ok(())
-    }
-
-    /// One line an mFOV and reason.
-    fn name_losses(&self, mfov: MfovId, outcomes: &[(TileKey, Outcome)]) -> Result<(), LedgerError> {
-        let mut lost: BTreeMap<String, Vec<TileKey>> = BTreeMap::new();
-        for (key, outcome) in outcomes {
-            if let Outcome::Lost(reason) = outcome {
-                lost.entry(reason.to_string()).or_default().push(*key);
+            let now = Duplicates { same: same + d.same, other: other + d.other };
+            table.insert(&tile_bytes(*key), (now.same, now.other)).map_err(self.store())?;
+            if is_told(same + other, now.same + now.other) {
+                told.insert(*key, now);
             }
         }
-        for (reason, keys) in lost {
-            let tiles = if keys.len() == outcomes.len() {
-                format!("all {} tiles", keys.len())
-            } else {
-                self.names_of(mfov, &keys)?.join(", ")
-            };
-            tracing::warn!(%mfov, %tiles, "lost: {reason}");
-        }
-        Ok(())
-    }
-
-    fn name_duplicates<'a>(
-        &self,
-        mfov: MfovId,
-        again: impl Iterator<Item = &'a (TileKey, Duplicates)>,
-    ) -> Result<(), LedgerError> {
-        let keys: BTreeSet<TileKey> = again.map(|(key, _)| *key).collect();
-        if !keys.is_empty() {
-            let keys: Vec<TileKey> = keys.into_iter().collect();
-            let tiles = self.names_of(mfov, &keys)?.join(", ");
-            tracing::warn!(%mfov, %tiles, "came more than once; one of each is kept");
-        }
-        Ok(())
+        Ok(told.into_iter().collect())
     }
 }
 

@@ -23,6 +23,7 @@ mod ask;
 mod enter;
 mod error;
 mod key;
+mod news;
 mod record;
 mod row;
 mod state;
@@ -42,6 +43,7 @@ use serde::Serialize;
 pub use ask::{Filter, Rows, Stored};
 pub use error::LedgerError;
 pub use key::{MFOV_KEY_BYTES, TILE_KEY_BYTES, mfov_bytes, mfov_from, tile_bytes, tile_from};
+pub use news::News;
 pub use row::{ContentHash, Duplicates, Outcome, Place, Row};
 pub use state::{Counts, State, Times};
 
@@ -72,6 +74,7 @@ pub struct Ledger {
     /// Of mFOVs that are not settled yet.
     repeated: Arc<Mutex<Repeated>>,
     clock: WallClock,
+    readers: news::Readers,
 }
 
 enum Store {
@@ -101,10 +104,14 @@ impl Ledger {
             Self::begin(&path, digest)?;
         }
         let store = builder().create(&path).map_err(|e| unopened(&path, e))?;
-        let ledger =
-            Self { store: Arc::new(Store::Own(store)), path, repeated: Arc::default(), clock: WallClock::default() };
+        let ledger = Self::of(Store::Own(store), path);
         ledger.claim(digest)?;
         Ok(ledger)
+    }
+
+    fn of(store: Store, path: PathBuf) -> Self {
+        let (store, repeated) = (Arc::new(store), Arc::default());
+        Self { store, path, repeated, clock: WallClock::default(), readers: news::Readers::default() }
     }
 
     /// Makes a new store beside its place and renames it once it is whole: one that was killed while it was made is no ledger.
@@ -119,8 +126,7 @@ impl Ledger {
             }
             other => other,
         };
-        let store = Arc::new(Store::Own(store.map_err(|e| unopened(&part, e))?));
-        Self { store, path: part.clone(), repeated: Arc::default(), clock: WallClock::default() }.claim(digest)?;
+        Self::of(Store::Own(store.map_err(|e| unopened(&part, e))?), part.clone()).claim(digest)?;
         let folder = path.parent().unwrap_or(Path::new("."));
         let done = std::fs::rename(&part, path).and_then(|()| std::fs::File::open(folder)?.sync_all());
         done.map_err(|e| unopened(path, DatabaseError::Storage(redb::StorageError::Io(e))))
@@ -138,7 +144,7 @@ impl Ledger {
             Err(DatabaseError::RepairAborted) => Store::Own(builder().open(&path).map_err(|e| unopened(&path, e))?),
             Err(other) => return Err(unopened(&path, other)),
         };
-        let ledger = Self { store: Arc::new(store), path, repeated: Arc::default(), clock: WallClock::default() };
+        let ledger = Self::of(store, path);
         ledger.check_version()?;
         Ok(ledger)
     }

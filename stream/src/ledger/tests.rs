@@ -445,3 +445,33 @@ proptest::proptest! {
         }
     }
 }
+
+#[test]
+fn lost_repeated_and_foreign_tiles_are_told_by_name_and_one_that_keeps_coming_ever_more_rarely() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let ledger = Ledger::open(dir.path(), DIGEST).expect("new");
+    let told: Arc<Mutex<Vec<News>>> = Arc::default();
+    let to = told.clone();
+    ledger.on_news(move |news| to.lock().expect("no panic").push(news.clone()));
+    let promise = plan(3, 1, 3);
+    ledger.expect_section(&promise).expect("new");
+    let mfov = &promise.mfovs[0];
+    let reason = Reason::NotAcquired("beam off".into());
+    let outcomes: Vec<_> = mfov.tiles.iter().map(|t| (t.key, Outcome::Lost(reason.clone()))).take(2).collect();
+    let twice = (mfov.tiles[2].key, Duplicates { same: 1, other: 0 });
+    ledger.settle(mfov.id, &outcomes, &[twice]).expect("expected");
+    (0..100).for_each(|_| ledger.count_duplicates(&[twice]).expect("counts"));
+    let foreign = plan(9, 1, 1).mfovs[0].tiles[0].key;
+    (0..100).for_each(|_| ledger.count_foreign(foreign).expect("counts"));
+
+    let told = told.lock().expect("no panic");
+    let name = |beam: usize| mfov.tiles[beam].name.clone();
+    assert_eq!(told[0], News::Lost { mfov: mfov.id, tiles: vec![name(0), name(1)], reason: reason.to_string() });
+    let times = |news: &News| match news {
+        News::Repeated { tiles, times, .. } if *tiles == [name(2)] => times.same,
+        News::Foreign { key, times } if *key == foreign => *times,
+        other => panic!("{other:?}"),
+    };
+    let rarely = [1, 2, 4, 8, 16, 32, 64];
+    assert_eq!(told[1..].iter().map(times).collect::<Vec<_>>(), [rarely, rarely].concat());
+}

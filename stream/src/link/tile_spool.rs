@@ -9,7 +9,10 @@
 
 use std::collections::BTreeMap;
 
-use kinesin_backpressure::spool::{Group, NoRoom, Position, Put, Reader, Record, Spool, SpoolConfig, SpoolError};
+use kinesin_backpressure::Bytes;
+use kinesin_backpressure::spool::{
+    Damage, Group, NoRoom, Position, Put, Reader, Record, Spool, SpoolConfig, SpoolError,
+};
 
 use super::wire::{FRAME, FrameHead, Kind};
 use crate::ids::{BeamId, MfovId, SectionId, TileKey};
@@ -64,6 +67,10 @@ pub struct RestoredTiles {
     pub open: BTreeMap<MfovId, BTreeMap<TileKey, KeptTile>>,
     /// Sections whose plans are there.
     pub sections: Vec<SectionId>,
+    /// Bytes of a torn tail that were cut off: nothing that was told kept is in them.
+    pub cut: Bytes,
+    /// Bytes in the middle that are no record any more.
+    pub damage: Vec<Damage>,
 }
 
 /// One entry of a table.
@@ -76,18 +83,11 @@ pub(super) enum Entry {
 }
 
 impl TileSpool {
-    /// Opens the spool and reads what a run before left in it. Damage and what was cut off is told in the log.
+    /// Opens the spool and reads what a run before left in it.
     pub fn open(config: SpoolConfig) -> Result<(Self, RestoredTiles), SpoolError> {
         let (spool, found) = Spool::open(config)?;
-        let folder = spool.folder().display().to_string();
-        if found.cut.0 > 0 {
-            tracing::info!(spool = folder, cut = %found.cut, "the last record was torn; nothing that was told kept is in it");
-        }
-        for d in &found.damage {
-            tracing::error!(file = %d.path.display(), offset = d.offset, bytes = %d.bytes, "damaged at rest");
-        }
         let tiles = Self(spool);
-        let mut restored = RestoredTiles::default();
+        let mut restored = RestoredTiles { cut: found.cut, damage: found.damage, ..RestoredTiles::default() };
         for key in tiles.0.notes()? {
             let section = key.try_into().map(u32::from_be_bytes);
             restored.sections.extend(section.ok().map(SectionId));

@@ -2,14 +2,14 @@
 
 use serde_json::Value;
 
-use crate::harness::{Place, SITE, json, kinesin, text};
+use crate::harness::{Ended, Place, SITE, events, json, kinesin, text};
 
 #[test]
 fn every_promised_tile_is_durable_or_lost_with_a_reason_and_the_sums_agree() {
     let place = Place::new();
     let site = SITE.replace("duplicated = 0.1", "duplicated = 0.2\nlost = 0.1\nblank = 0.05");
     let site = format!("{site}\n[instrument.sim.damage]\nlist = [{{ section = 3, kind = \"missing\" }}]\n");
-    place.run(&site, "out", &[]).expect(1);
+    let ended = place.run(&site, "out", &[]).expect(1);
     let tiles = &place.report("out")["tiles"];
     let n = |key: &str| tiles[key].as_u64().expect("a count");
     assert_eq!(n("promised"), 20 * 7);
@@ -18,6 +18,7 @@ fn every_promised_tile_is_durable_or_lost_with_a_reason_and_the_sums_agree() {
     assert!(n("duplicates") > 0, "a fifth came twice");
     hops_agree(tiles);
     asked_the_ledger_says_the_same(&place, tiles);
+    events_name_every_tile_and_the_terminal_stays_quiet(&place, tiles, &ended);
     let reasons: u64 =
         tiles["lost_by_reason"].as_object().expect("by reason").values().filter_map(|v| v.as_u64()).sum();
     assert_eq!(reasons, n("lost"));
@@ -61,4 +62,29 @@ fn asked_the_ledger_says_the_same(place: &Place, tiles: &Value) {
     kinesin(&["ledger", text(&out), "--csv", text(&csv)]).expect(1);
     let lines = std::fs::read_to_string(&csv).expect("written").lines().count() as u64;
     assert_eq!(Some(lines - 1), tiles["promised"].as_u64(), "a line a tile, and one of names");
+}
+
+/// What is lost or came again is named in the events, an mFOV a line; of each kind the terminal shows at most one plain line.
+fn events_name_every_tile_and_the_terminal_stays_quiet(place: &Place, tiles: &Value, ended: &Ended) {
+    let events = events(&place.path("out/events.jsonl"));
+    let of = |kind: &str| events.iter().filter(|e| e["event"] == kind).cloned().collect::<Vec<_>>();
+    let names = |kind: &str| -> Vec<String> {
+        let names = of(kind).iter().flat_map(|e| e["tiles"].as_array().expect("names").clone()).collect::<Vec<_>>();
+        names.iter().map(|n| n.as_str().expect("a name").to_owned()).collect()
+    };
+    let lost = kinesin(&["ledger", text(&place.path("out")), "--json", "--state", "lost"]).stdout;
+    let name = |line: &str| serde_json::from_str::<Value>(line).expect("a row")["name"].as_str().map(str::to_owned);
+    let mut wanted: Vec<_> = lost.lines().filter_map(name).collect();
+    let mut told = names("tile_lost");
+    wanted.sort();
+    told.sort();
+    assert_eq!(told, wanted);
+    let again: u64 = of("tile_duplicate").iter().filter_map(|e| Some(e["same"].as_u64()? + e["other"].as_u64()?)).sum();
+    assert_eq!(Some(again), tiles["duplicates"].as_u64());
+    assert_eq!(names("tile_duplicate").len() as u64, again, "each came twice");
+    assert!(of("tile_lost").len() <= 20 * 3, "one line an mFOV and reason");
+
+    assert!(!ended.stderr.contains('\u{1b}') && !ended.stderr.contains("kinesin_"), "{}", ended.stderr);
+    let lines = |word: &str| ended.stderr.lines().filter(|l| l.contains(word)).count();
+    assert_eq!((lines(" lost: "), lines("came more than once")), (1, 0), "{}", ended.stderr);
 }

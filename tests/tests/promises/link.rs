@@ -1,6 +1,6 @@
 //! The two sides as two processes.
 
-use crate::harness::{Place, SITE, assert_same, free_address, kinesin, start, text};
+use crate::harness::{Place, SITE, assert_same, events, free_address, kinesin, start, text};
 
 #[test]
 fn two_processes_leave_the_same_bytes_as_one_also_when_each_is_killed_on_the_way() {
@@ -24,4 +24,8 @@ fn two_processes_leave_the_same_bytes_as_one_also_when_each_is_killed_on_the_way
     // Everything may have been durable, and even finished, before the kill.
     assert!(code == Some(0) || code == Some(2), "the head ended with {code:?}; the scope said {}", sent.stderr);
     assert_same(&place.path("one"), &out);
+    // Each side has its own log of events; both name the tiles that came twice.
+    for log in [out.join("events.jsonl"), place.path("spool.events.jsonl")] {
+        assert!(events(&log).iter().any(|e| e["event"] == "tile_duplicate"), "{}", log.display());
+    }
 }

@@ -8,6 +8,7 @@ mod determinism;
 mod faults;
 mod governor;
 mod harness;
+mod hooks;
 mod link;
 mod memory;
 mod offline;
