@@ -7,6 +7,9 @@
 //! Windows, datagrams and socket buffers are the same. The sides are two processes, this one and a copy of itself. Spool and
 //! archive lie in `KINESIN_BENCH_DIR` (default the folder for temporary files): on a file system in memory the path is
 //! measured, on a disk mostly the disk. `cargo bench -p kinesin-tests --bench ingest`
+//!
+//! Floor, CPU-s/GB on two cores that the bare transfer already fills: quinn 0.85, two BLAKE3 0.28, spool written over 0.22 and
+//! read 0.14, one copy out of quinn 0.19, archive 0.29: 1.97, so that 43 % of bare quinn is the most there. Measured 2.4.
 
 use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Read};
