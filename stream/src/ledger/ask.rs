@@ -8,7 +8,7 @@ use super::key::bounds;
 use super::record::{self, Contents, Qualities, Standing, Standpoint, unsqueeze};
 use super::{
     CONTENTS, COUNTS, ContentHash, Counts, DUPLICATES, Duplicates, FOREIGN, Ledger, LedgerError, MFOV_KEY_BYTES, NAMES,
-    Place, QUALITIES, Row, SECTIONS, STANDINGS, State, mfov_bytes, mfov_from, tile_from,
+    Place, QUALITIES, Row, SECTIONS, STANDINGS, State, mfov_bytes, mfov_from, sound, tile_from,
 };
 use crate::ids::{BeamId, MfovId, SectionId, TileKey};
 use crate::plan::SectionPlan;
@@ -88,7 +88,7 @@ impl Ledger {
     /// All tiles of a section in key order.
     pub fn section(&self, section: SectionId) -> Result<Vec<(TileKey, Row)>, LedgerError> {
         let filter = Filter { section: Some(section), ..Filter::default() };
-        self.rows(filter, None, true)?.collect()
+        sound(&self.path, || self.rows(filter, None, true)?.collect())
     }
 
     /// The tiles that a filter admits, in key order, without what inspection measured.
@@ -150,12 +150,14 @@ impl Ledger {
 
     /// Tiles per state, counted anew from every tile: what [`Self::counts`] must agree with.
     pub fn recount(&self) -> Result<Counts, LedgerError> {
-        let mut sum = Counts::default();
-        for standing in self.standings(None)? {
-            let (_, bytes) = standing?;
-            sum += Standing::decode(&bytes).map_err(self.damaged())?.tally();
-        }
-        Ok(sum)
+        sound(&self.path, || {
+            let mut sum = Counts::default();
+            for standing in self.standings(None)? {
+                let (_, bytes) = standing?;
+                sum += Standing::decode(&bytes).map_err(self.damaged())?.tally();
+            }
+            Ok(sum)
+        })
     }
 
     /// Tiles that came more than once, in key order.

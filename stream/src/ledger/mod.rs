@@ -30,6 +30,7 @@ mod state;
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -103,10 +104,12 @@ impl Ledger {
         if !path.exists() {
             Self::begin(&path, digest)?;
         }
-        let store = builder().create(&path).map_err(|e| unopened(&path, e))?;
-        let ledger = Self::of(Store::Own(store), path);
-        ledger.claim(digest)?;
-        Ok(ledger)
+        sound(&path, || {
+            let store = builder().create(&path).map_err(|e| unopened(&path, e))?;
+            let ledger = Self::of(Store::Own(store), path.clone());
+            ledger.claim(digest)?;
+            Ok(ledger)
+        })
     }
 
     fn of(store: Store, path: PathBuf) -> Self {
@@ -139,14 +142,16 @@ impl Ledger {
         if !path.is_file() {
             return Err(LedgerError::Missing { path });
         }
-        let store = match builder().open_read_only(&path) {
-            Ok(store) => Store::Read(store),
-            Err(DatabaseError::RepairAborted) => Store::Own(builder().open(&path).map_err(|e| unopened(&path, e))?),
-            Err(other) => return Err(unopened(&path, other)),
-        };
-        let ledger = Self::of(store, path);
-        ledger.check_version()?;
-        Ok(ledger)
+        sound(&path, || {
+            let store = match builder().open_read_only(&path) {
+                Ok(store) => Store::Read(store),
+                Err(DatabaseError::RepairAborted) => Store::Own(builder().open(&path).map_err(|e| unopened(&path, e))?),
+                Err(other) => return Err(unopened(&path, other)),
+            };
+            let ledger = Self::of(store, path.clone());
+            ledger.check_version()?;
+            Ok(ledger)
+        })
     }
 
     /// The same ledger by another clock, as a fault scenario steps it.
@@ -275,6 +280,14 @@ impl Ledger {
     fn damaged(&self) -> impl Fn(record::Bad) -> LedgerError {
         move |what| LedgerError::Damaged { path: self.path.clone(), what }
     }
+}
+
+/// The store panics at some damages of its own pages: to whoever asks that is a damaged ledger like any other.
+fn sound<R>(path: &Path, act: impl FnOnce() -> Result<R, LedgerError>) -> Result<R, LedgerError> {
+    catch_unwind(AssertUnwindSafe(act)).unwrap_or_else(|_panic| {
+        let what = "the store's own pages do not hold together; restore it from a copy, or give another --out".into();
+        Err(LedgerError::Damaged { path: path.to_owned(), what })
+    })
 }
 
 fn builder() -> redb::Builder {
