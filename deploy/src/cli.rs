@@ -44,7 +44,11 @@ pub enum Command {
     /// Flood-fill a volume.
     Segment(SegmentArgs),
     /// Classify vessels, cell bodies and resin in a volume.
-    Mask(SegmentArgs),
+    Mask(VolumeArgs),
+    /// Make one segmentation of two that splits wherever either of them does.
+    Consensus(ConsensusArgs),
+    /// Flood both objects anew where two come close, and merge those that turn out to be one.
+    Agglomerate(AgglomerateArgs),
     /// Score a result against truth: stitch, alignment or labels.
     Score(ScoreArgs),
     /// Serve a run's results to neuroglancer, with a ready link.
@@ -133,9 +137,9 @@ pub struct OfflineArgs {
     pub tune: Tune,
 }
 
-/// `kinesin segment`, `kinesin mask`.
+/// A volume, the network for it, and where results go.
 #[derive(Debug, Args)]
-pub struct SegmentArgs {
+pub struct VolumeArgs {
     /// Folder of images, multi-page TIFF, Zarr or OME-Zarr array, or neuroglancer precomputed volume.
     pub volume: PathBuf,
     /// Model folder, a bare ONNX file with the same interface, or the name of a shipped model.
@@ -153,18 +157,70 @@ pub struct SegmentArgs {
     /// Size of a voxel (z,y,x in nm), where the volume does not say.
     #[arg(long, value_name = "z,y,x", value_parser = parse_voxel)]
     pub voxel_nm: Option<Zyx<f64>>,
-    /// Sections of the rolling window; by default the whole volume is one window.
-    #[arg(long)]
-    pub window: Option<usize>,
-    /// Class map (from `kinesin mask`) whose cell bodies, vessels and resin are not flooded.
-    #[arg(long)]
-    pub mask: Option<PathBuf>,
     /// Replace a finished or different result in the same folder.
     #[arg(long)]
     pub overwrite: bool,
     /// Overrides.
     #[command(flatten)]
     pub tune: Tune,
+}
+
+/// `kinesin segment`.
+#[derive(Debug, Args)]
+pub struct SegmentArgs {
+    /// The volume and the network.
+    #[command(flatten)]
+    pub on: VolumeArgs,
+    /// Sections of the rolling window; by default the whole volume is one window.
+    #[arg(long)]
+    pub window: Option<usize>,
+    /// Which fields of view are run through the network; by default those of the published runs.
+    #[arg(long, value_enum)]
+    pub schedule: Option<ScheduleArg>,
+    /// Class map (from `kinesin mask`) whose cell bodies, vessels and resin are not flooded.
+    #[arg(long)]
+    pub mask: Option<PathBuf>,
+    /// TOML with the keys of a site file's `[stages.segment.flood]`: start points, masks, rules, windows, blocks.
+    #[arg(long, value_name = "TOML")]
+    pub settings: Option<PathBuf>,
+    /// Start points: CSV with columns z, y, x or JSON [[z, y, x], ...], voxels of the box; in place of those in the settings.
+    #[arg(long, value_name = "CSV|JSON")]
+    pub seeds: Option<PathBuf>,
+    /// Labels to build on, a run's folder or a label volume of the same box: they stay, and what is left is filled.
+    #[arg(long, value_name = "LABELS")]
+    pub initial: Option<PathBuf>,
+}
+
+/// `kinesin consensus`.
+#[derive(Debug, Args)]
+pub struct ConsensusArgs {
+    /// A run's folder, or a label volume.
+    pub a: PathBuf,
+    /// Another one of the same voxels.
+    pub b: PathBuf,
+    /// Folder of the result.
+    #[arg(long)]
+    pub out: PathBuf,
+    /// Drop fragments with fewer voxels.
+    #[arg(long, default_value_t = 1000)]
+    pub min_voxels: u64,
+    /// Replace a finished or different result in the same folder.
+    #[arg(long)]
+    pub overwrite: bool,
+}
+
+/// `kinesin agglomerate`.
+#[derive(Debug, Args)]
+pub struct AgglomerateArgs {
+    /// The image and the network; memory for the whole box is needed, about 40 bytes a voxel.
+    #[command(flatten)]
+    pub on: VolumeArgs,
+    /// The labels of the same box: a run's folder, or a label volume.
+    #[arg(long)]
+    pub labels: PathBuf,
+    /// TOML with the keys of the rule: reach_nm, radius, zone_nm, attempts, min_voxels, min_iou, min_recovered, max_deleted.
+    #[arg(long, value_name = "TOML")]
+    pub settings: Option<PathBuf>,
 }
 
 /// `kinesin score`.
@@ -261,6 +317,15 @@ pub enum PrecisionArg {
     F32,
     /// 16-bit brain floats, where the processor has them.
     Bf16,
+}
+
+/// Schedules of the flood.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ScheduleArg {
+    /// The published walk, voxel for voxel.
+    Reference,
+    /// About half the evaluations for labels as good.
+    Thrifty,
 }
 
 /// Stages that can be replaced by their nominal input.

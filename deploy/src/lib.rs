@@ -9,6 +9,8 @@
 //! | [`offline`] | `kinesin sim`, `stitch`, `align`: recorded data through the same stages |
 //! | [`part`] | part of a volume, reduced |
 //! | [`segment`] | `kinesin segment`, `mask`: a volume through the same stages |
+//! | `flooding` | the line that says how far a flood is |
+//! | [`merge`] | `kinesin consensus`, `agglomerate`: segmentations made into others |
 //! | [`instrument`] | the instrument that a site file names |
 //! | [`prepare`] | models, networks, folders, the identity of a run |
 //! | [`govern`], [`events`], [`metrics`] | what happens when compute falls behind, and who is told |
@@ -26,10 +28,12 @@ pub mod cli;
 pub mod console;
 pub mod events;
 pub mod faults;
+mod flooding;
 pub mod govern;
 mod head;
 pub mod instrument;
 pub mod ledger;
+pub mod merge;
 pub mod metrics;
 pub mod offline;
 pub mod outcome;
@@ -73,6 +77,8 @@ pub fn execute(cli: &Cli) -> Result<Outcome, Failure> {
         Command::Align(args) => offline::align(args, cli.json),
         Command::Segment(args) => segment::segment(args, cli.json),
         Command::Mask(args) => segment::mask(args, cli.json),
+        Command::Consensus(args) => merge::consensus(args, cli.json),
+        Command::Agglomerate(args) => merge::agglomerate(args, cli.json),
         Command::Score(args) => score::score(args, cli.json),
         Command::View(args) => view::view(&args.dir, args.port).map(|()| Outcome::Complete).map_err(Failure::input),
         Command::Ledger(args) => ledger::ledger(args, cli.json),

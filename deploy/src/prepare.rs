@@ -100,6 +100,7 @@ pub fn digest(site: &SiteFile, line: &LineConfig, chosen: Option<&ChosenProvider
     let mut stages = line.stages.clone();
     stages.edges = Default::default();
     stages.segment.flood.batch = None;
+    stages.segment.flood.checkpoint_seconds = 0.0;
     let model = |m: &Option<Arc<Model>>| m.as_ref().map(|m| m.digest().to_owned());
     let of = serde_json::json!({
         "plan": line.plan,
@@ -130,9 +131,11 @@ pub fn apart(input: &Path, out: &Path) -> Result<(), Failure> {
 
 /// Files and folders that a run makes in its folder: what `--overwrite` removes, and nothing else.
 /// What tells whose results they are goes last, so that a removal cut short never leaves results of another run.
-const MADE: [&str; 12] = [
+const MADE: [&str; 14] = [
     "spool",
     "volume",
+    "checkpoints",
+    "decisions.jsonl",
     "sections",
     "archive",
     "truth",

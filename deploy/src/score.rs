@@ -14,14 +14,13 @@ use kinesin_sim::score::placement::{PlacementErrors, PlacementScore, nominal};
 use kinesin_sim::score::{Placements, Spread};
 use kinesin_sim::truth::Truth;
 use kinesin_sim::truth::shown::{OutputGrid, SectionTruth, classes_in_result, labels_in_result};
-use kinesin_stages::agglomerate::UnionFind;
-use kinesin_stages::pipeline::AlignmentFile;
+use kinesin_stages::pipeline::{AlignmentFile, KnownLabels, labels_at};
 use kinesin_stages::publish::{SectionFiles, read_json};
 use kinesin_stream::geometry::{BoxXy, BoxZyx, VoxelSize, Xy, Zyx};
 use kinesin_stream::ids::{SerialIndex, TileKey};
 use kinesin_stream::map::{Affine, Map, SectionToVolume, TileToSection};
 use kinesin_stream::plan::{PlannedTile, SectionPlan};
-use kinesin_stream::volume::{self, Equivalence, VolumeSource, commit_log::read_log};
+use kinesin_stream::volume::{self, VolumeSource};
 use ndarray::Axis;
 use serde_json::{Value, json};
 
@@ -179,27 +178,15 @@ fn labels_of_run(out: &Path, scene: &Arc<Scene>, found: &Found) -> Result<Option
     Ok(Some(table.scores()))
 }
 
-/// The labels of a run with their table of merges.
-type Labels = (Box<dyn VolumeSource>, UnionFind);
-
-/// Those of a folder; `None` where it has none.
-fn open_labels(out: &Path) -> Result<Option<Labels>, Failure> {
-    let path = out.join("volume/labels");
-    if !path.is_dir() {
-        return Ok(None);
-    }
-    let rows: Vec<Equivalence> = read_log(&out.join("volume/equivalences.jsonl")).map_err(Failure::input)?;
-    let mut merges = UnionFind::default();
-    rows.iter().for_each(|row| merges.join(row.a, row.b));
-    Ok(Some((volume::open(&path).map_err(Failure::input)?, merges)))
+/// Those of a run's folder with their table of merges; `None` where it has none.
+fn open_labels(out: &Path) -> Result<Option<KnownLabels>, Failure> {
+    let there = out.join("volume/labels").is_dir();
+    there.then(|| labels_at(out).map_err(Failure::input)).transpose()
 }
 
 /// A label volume, or a run's labels, against a label volume.
 fn of_labels(args: &ScoreArgs) -> Result<LabelScores, Failure> {
-    let (result, merges) = match open_labels(&args.result)? {
-        Some(found) => found,
-        None => (volume::open(&args.result).map_err(Failure::input)?, UnionFind::default()),
-    };
+    let (result, merges) = labels_at(&args.result).map_err(Failure::input)?;
     let truth = Part::new(volume::open(&args.truth).map_err(Failure::input)?, args.part, args.reduce)
         .map_err(Failure::Input)?;
     let wanted = truth.info().shape;

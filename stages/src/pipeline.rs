@@ -20,8 +20,10 @@
 
 mod aligning;
 mod cells;
+mod checkpoints;
 mod commits;
 mod config;
+mod extras;
 mod front;
 mod gate;
 mod gather;
@@ -49,11 +51,12 @@ use kinesin_stream::tile::Tile;
 pub use aligning::{AlignmentFile, VolumeAlignment};
 pub use commits::{Commit, Commits};
 pub use config::{EdgesConfig, MaskStage, SegmentStage, StagesConfig, VolumeConfig};
+pub use extras::{KnownLabels, labels_at};
 pub use front::Receipt;
 pub use gate::Gate;
 pub use gather::{Closed, Gather, MfovDone};
 pub use layout::{Layout, LineConfig, Nominal};
-pub use offline::{VolumeJob, flood_volume, mask_volume};
+pub use offline::{VolumeJob, flood_faults, flood_volume, mask_volume};
 pub use revising::RevisionFile;
 pub use segmenting::{Exclusion, FloodMeter};
 pub use telemetry::{Moment, SectionTimes, StageName, StageRow, Telemetry};

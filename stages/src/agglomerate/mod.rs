@@ -4,10 +4,28 @@
 //! [`JoinRule::min_iou`] and they share [`JoinRule::min_voxels`]. At 0.5 and above a label has at most one partner per block,
 //! so one flood that leaked does not chain others together. Voxels are written once; merges of labels already written are
 //! rows of an append-only table (the supervoxel/agglomeration split of CAVE), resolved with the smallest id as root.
+//!
+//! | file | holds |
+//! |---|---|
+//! | `components` | objects that fall apart ([`split_pieces`]) |
+//! | `consensus` | two runs made into one that splits wherever either does ([`PairCounts`]) |
+//! | `decide` | where two objects come close ([`decision_points`]) |
+//! | `resegment` | both flooded anew there, and whether they are one ([`ResegmentRule`]) |
+
+mod components;
+mod consensus;
+mod decide;
+mod judge;
+mod resegment;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
+
+pub use self::components::split_pieces;
+pub use self::consensus::{ConsensusLabels, PairCounts};
+pub use self::decide::{DecisionPoint, decision_points};
+pub use self::resegment::{ResegmentRule, Resegmented, Surroundings};
 
 /// When two floods are one object.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

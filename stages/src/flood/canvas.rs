@@ -12,73 +12,23 @@
 //!
 //! The canvas never calls the network, so several canvases can share one call and none notices.
 
-use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::collections::VecDeque;
 
 use kinesin_stream::geometry::Zyx;
 use ndarray::Array3;
+use serde::{Deserialize, Serialize};
 
+use super::counters::{FloodCounters, Origin};
+use super::queue::{SeedQueue, SeedRound};
 use super::rules::FloodRules;
 use crate::model::GreyTable;
 
-/// What one block's flood counted.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
-pub struct FloodCounters {
-    /// Fields of view run through the network.
-    pub evaluations: u64,
-    /// Start points looked at.
-    pub seeds: u64,
-    /// Start points from which a flood began.
-    pub started: u64,
-    /// Floods that became objects.
-    pub kept: u64,
-    /// Objects of earlier sections that were continued.
-    pub continued: u64,
-    /// Floods given up because their start point turned out to be outside.
-    pub weak: u64,
-    /// Floods that stayed too small.
-    pub small: u64,
-    /// Positions dropped because the activation there had fallen.
-    pub skipped_low: u64,
-    /// Positions dropped because they lie too near the border or in another object.
-    pub skipped_taken: u64,
-    /// Positions dropped because nearly all of the field of view was explored already.
-    pub skipped_explored: u64,
-    /// Voxels labelled.
-    pub voxels: u64,
-}
+mod checkpoint;
+mod object;
+mod walk;
 
-impl FloodCounters {
-    /// Adds another block's counts.
-    pub fn add(&mut self, o: &Self) {
-        self.combine(o, u64::saturating_add);
-    }
-
-    /// What was counted after `earlier`.
-    #[must_use]
-    pub fn since(mut self, earlier: &Self) -> Self {
-        self.combine(earlier, u64::saturating_sub);
-        self
-    }
-
-    fn combine(&mut self, o: &Self, f: fn(u64, u64) -> u64) {
-        let pairs = [
-            (&mut self.evaluations, o.evaluations),
-            (&mut self.seeds, o.seeds),
-            (&mut self.started, o.started),
-            (&mut self.kept, o.kept),
-            (&mut self.continued, o.continued),
-            (&mut self.weak, o.weak),
-            (&mut self.small, o.small),
-            (&mut self.skipped_low, o.skipped_low),
-            (&mut self.skipped_taken, o.skipped_taken),
-            (&mut self.skipped_explored, o.skipped_explored),
-            (&mut self.voxels, o.voxels),
-        ];
-        for (mine, other) in pairs {
-            *mine = f(*mine, other);
-        }
-    }
-}
+pub use self::checkpoint::{CheckpointError, Keeper};
+use self::object::Present;
 
 /// The voxels a canvas works on, all of the same shape.
 pub struct CanvasInput {
@@ -104,7 +54,7 @@ pub(super) struct Continuation {
 }
 
 /// A new object that lies, in sections labelled before, on an object from before.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KnownOverlap {
     /// The new object.
     pub label: i32,
@@ -126,7 +76,21 @@ pub struct CanvasResult {
     pub overlaps: Vec<KnownOverlap>,
     /// Counts.
     pub counters: FloodCounters,
+    /// Every object that got voxels here, in the order in which they did.
+    pub origins: Vec<Origin>,
+    /// Where asked for: the probability of each voxel in the object that it belongs to, 1 to 255 for (0, 1]; 0 where there is none.
+    pub probability: Option<Array3<u8>>,
+    /// The network answered 16 times in a row with what is no finite number; the labels are of no use.
+    pub broken: bool,
 }
+
+/// A centre of a field of view may not move to this voxel (see [`Canvas::barred`]).
+pub const NO_MOVE: u8 = 1;
+/// No object may start at this voxel.
+pub const NO_START: u8 = 2;
+
+/// Answers without a finite number in a row, from which on the network itself is held for broken.
+const BROKEN: u32 = 16;
 
 /// See the module.
 pub struct Canvas {
@@ -139,26 +103,21 @@ pub struct Canvas {
     open: usize,
     /// Activation of the present object; not a number where not yet visited.
     activation: Vec<f32>,
-    seeds: VecDeque<[usize; 3]>,
+    seeds: SeedQueue,
     continuations: VecDeque<Continuation>,
     highest_known: i32,
     last_label: i32,
     present: Option<Present>,
     overlaps: Vec<KnownOverlap>,
     counters: FloodCounters,
-}
-
-/// The object being flooded.
-struct Present {
-    start: [usize; 3],
-    /// Set for an object from before.
-    label: Option<i32>,
-    queue: VecDeque<[usize; 3]>,
-    visited: HashSet<[i64; 3]>,
-    at: [usize; 3],
-    low: [usize; 3],
-    high: [usize; 3],
-    steps: u64,
+    origins: Vec<Origin>,
+    /// Bits of [`NO_MOVE`] and [`NO_START`]; empty where nothing is barred.
+    barred: Vec<u8>,
+    /// Empty where nobody asked.
+    probability: Vec<u8>,
+    /// Answers without a finite number since the last good one.
+    lost_in_a_row: u32,
+    keeper: Option<Keeper>,
 }
 
 const FAILED: i32 = -1;
@@ -187,19 +146,60 @@ impl Canvas {
             labels: input.known.into_iter().collect(),
             open: input.open,
             activation: vec![f32::NAN; voxels],
-            seeds: input.seeds.iter().map(|s| [s.z, s.y, s.x]).collect(),
+            seeds: input.seeds.into(),
             continuations: continuations.into(),
             highest_known,
             last_label: highest_known,
             present: None,
             overlaps: Vec::new(),
             counters: FloodCounters::default(),
+            origins: Vec::new(),
+            barred: Vec::new(),
+            probability: Vec::new(),
+            lost_in_a_row: 0,
+            keeper: None,
         }
+    }
+
+    /// With more start points, visited after those before.
+    #[must_use]
+    pub fn seeded(mut self, rounds: impl IntoIterator<Item = SeedRound>) -> Self {
+        rounds.into_iter().for_each(|round| self.seeds.push(round));
+        self
+    }
+
+    /// With voxels to which no centre moves or at which nothing starts: bits of [`NO_MOVE`] and [`NO_START`].
+    ///
+    /// # Panics
+    /// Where the shape is another one.
+    #[must_use]
+    pub fn barred(mut self, bits: Array3<u8>) -> Self {
+        assert_eq!(<[usize; 3]>::from(bits.dim()), self.shape);
+        self.barred = bits.into_iter().collect();
+        self
+    }
+
+    /// With the probability of each voxel kept.
+    #[must_use]
+    pub fn with_probability(mut self) -> Self {
+        self.probability = vec![0; self.labels.len()];
+        self
+    }
+
+    /// Labels up to this one are there to be built round, and are not continued.
+    #[must_use]
+    pub fn fixed(mut self, highest: i32) -> Self {
+        self.continuations.retain(|c| c.label > highest);
+        self
     }
 
     /// Fills the next field of view into `image` and `seed` (both of the network's shape); `false` when the block is done.
     pub fn request(&mut self, image: &mut [f32], seed: &mut [f32]) -> bool {
+        self.keep_if_due();
         loop {
+            if self.broken() {
+                return false;
+            }
             let Some(mut present) = self.present.take().or_else(|| self.begin()) else {
                 return false;
             };
@@ -221,15 +221,34 @@ impl Canvas {
             return;
         };
         let at = present.at;
+        self.counters.evaluations += 1;
+        if !logits.iter().all(|l| l.is_finite()) {
+            return self.lose(&present);
+        }
+        self.lost_in_a_row = 0;
         self.scatter(at, logits);
         let cell = self.rules.cell(at, present.start);
         present.visited.insert(cell);
         present.low = std::array::from_fn(|a| present.low[a].min(at[a]));
         present.high = std::array::from_fn(|a| present.high[a].max(at[a]));
         present.steps += 1;
-        self.counters.evaluations += 1;
-        present.queue.extend(self.rules.moves(logits).map(|m| std::array::from_fn(|a| (at[a] as i64 + m[a]) as usize)));
+        present.push_moves(&self.rules, at, logits);
         self.present = Some(present);
+    }
+
+    /// Gives up the present object: what the network said of it is no number, and no voxel of it can be believed.
+    fn lose(&mut self, present: &Present) {
+        self.counters.not_finite += 1;
+        self.lost_in_a_row += 1;
+        let start = self.index(present.start);
+        if present.label.is_none() && self.labels[start] == 0 {
+            self.labels[start] = FAILED;
+        }
+        self.clear(present);
+    }
+
+    fn broken(&self) -> bool {
+        self.lost_in_a_row >= BROKEN
     }
 
     /// Counts so far.
@@ -239,9 +258,21 @@ impl Canvas {
 
     /// The labels, when [`Canvas::request`] has said `false`.
     pub fn finish(self) -> CanvasResult {
+        let broken = self.broken();
         let labels = self.labels.iter().map(|&l| l.max(0)).collect();
         let labels = Array3::from_shape_vec(self.shape, labels).expect("one label per voxel");
-        CanvasResult { labels, known: self.highest_known, overlaps: self.overlaps, counters: self.counters }
+        let asked = !self.probability.is_empty();
+        let probability =
+            asked.then(|| Array3::from_shape_vec(self.shape, self.probability).expect("one value per voxel"));
+        CanvasResult {
+            labels,
+            known: self.highest_known,
+            overlaps: self.overlaps,
+            counters: self.counters,
+            origins: self.origins,
+            probability,
+            broken,
+        }
     }
 
     fn index(&self, p: [usize; 3]) -> usize {
@@ -255,10 +286,15 @@ impl Canvas {
             self.fill_known(known.label);
             return Some(Present::new(low, Some(known.label), known.entries.into()));
         }
-        while let Some(at) = self.seeds.pop_front() {
+        while let Some(at) = self.next_seed() {
             self.counters.seeds += 1;
             let i = self.index(at);
-            if at[0] < self.open || !self.has_margin(at) || self.labels[i] > 0 || self.closed[i] {
+            // where a flood failed before it would fail again
+            if at[0] < self.open || !self.has_margin(at) || self.labels[i] != 0 || self.closed[i] {
+                continue;
+            }
+            if self.bars(i, NO_MOVE | NO_START) {
+                self.counters.skipped_barred += 1;
                 continue;
             }
             if self.near_object(at) {
@@ -270,6 +306,16 @@ impl Canvas {
             return Some(Present::new(at, None, VecDeque::from([at])));
         }
         None
+    }
+
+    fn next_seed(&mut self) -> Option<[usize; 3]> {
+        let (next, listed) = self.seeds.next(&self.labels, &self.closed, self.shape);
+        self.counters.listed += listed;
+        next
+    }
+
+    fn bars(&self, i: usize, what: u8) -> bool {
+        self.barred.get(i).is_some_and(|bits| bits & what != 0)
     }
 
     /// The labelled sections as a flood that arrives from them would have left them: the object inside, all else outside, and
@@ -285,186 +331,5 @@ impl Canvas {
         let d = self.rules.min_boundary;
         let range = |axis: usize| at[axis].saturating_sub(d[axis])..(at[axis] + d[axis] + 1).min(self.shape[axis]);
         range(0).any(|z| range(1).any(|y| range(2).any(|x| self.labels[self.index([z, y, x])] > 0)))
-    }
-
-    fn has_margin(&self, at: [usize; 3]) -> bool {
-        (0..3).all(|a| at[a] >= self.rules.fov[a] / 2 && at[a] + self.rules.fov[a] / 2 < self.shape[a])
-    }
-
-    fn next_position(&mut self, present: &mut Present) -> Option<[usize; 3]> {
-        while let Some(at) = present.queue.pop_front() {
-            if present.visited.contains(&self.rules.cell(at, present.start)) {
-                continue;
-            }
-            let i = self.index(at);
-            if self.activation[i] < self.rules.move_at {
-                self.counters.skipped_low += 1;
-                continue;
-            }
-            let taken = self.labels[i] > 0 && Some(self.labels[i]) != present.label;
-            let all_known = at[0] + self.rules.fov[0] / 2 < self.open;
-            if !self.has_margin(at) || taken || all_known {
-                self.counters.skipped_taken += 1;
-                continue;
-            }
-            if present.label.is_none() && self.activation[self.index(present.start)] < self.rules.move_at {
-                return None;
-            }
-            if self.closed[i] {
-                continue;
-            }
-            if present.steps > 0 && self.rules.skip_explored > 0.0 && self.unexplored(at) <= self.rules.skip_explored {
-                self.counters.skipped_explored += 1;
-                continue;
-            }
-            return Some(at);
-        }
-        None
-    }
-
-    /// Index of the first voxel of each row of the field of view at `at`, and its section.
-    fn rows(&self, at: [usize; 3]) -> impl Iterator<Item = (usize, usize)> + use<> {
-        let (fov, shape) = (self.rules.fov, self.shape);
-        let corner: [usize; 3] = std::array::from_fn(|a| at[a] - fov[a] / 2);
-        (0..fov[0]).flat_map(move |z| {
-            (0..fov[1])
-                .map(move |y| (corner[0] + z, ((corner[0] + z) * shape[1] + corner[1] + y) * shape[2] + corner[2]))
-        })
-    }
-
-    fn unexplored(&self, at: [usize; 3]) -> f64 {
-        let nx = self.rules.fov[2];
-        let fresh: usize =
-            self.rows(at).map(|(_, row)| self.activation[row..row + nx].iter().filter(|a| a.is_nan()).count()).sum();
-        fresh as f64 / self.rules.fov.iter().product::<usize>() as f64
-    }
-
-    fn gather(&self, at: [usize; 3], image: &mut [f32], seed: &mut [f32]) {
-        let nx = self.rules.fov[2];
-        for ((z, row), (image, seed)) in self.rows(at).zip(image.chunks_exact_mut(nx).zip(seed.chunks_exact_mut(nx))) {
-            let table = &self.tables[z].0;
-            for (out, &grey) in image.iter_mut().zip(&self.image[row..row + nx]) {
-                *out = table[usize::from(grey)];
-            }
-            for (out, &a) in seed.iter_mut().zip(&self.activation[row..row + nx]) {
-                *out = if a.is_nan() { self.rules.pad } else { a };
-            }
-        }
-    }
-
-    fn scatter(&mut self, at: [usize; 3], logits: &mut [f32]) {
-        let nx = self.rules.fov[2];
-        let movable = logits.iter().filter(|&&l| l >= self.rules.move_at).count();
-        let hold = self.rules.disco >= 0.0 && movable as f64 / logits.len() as f64 > self.rules.disco;
-        let rows: Vec<usize> = self.rows(at).map(|(_, row)| row).collect();
-        for (row, new) in rows.into_iter().zip(logits.chunks_exact_mut(nx)) {
-            let old = &mut self.activation[row..row + nx];
-            if hold {
-                for (n, &o) in new.iter_mut().zip(old.iter()) {
-                    // false where `o` is not a number, that is where nothing was predicted yet
-                    if o < 0.0 && *n > o {
-                        *n = o;
-                    }
-                }
-            }
-            old.copy_from_slice(new);
-        }
-    }
-
-    fn finish_object(&mut self, present: &Present) {
-        let start = self.index(present.start);
-        let weak = present.label.is_none() && self.activation[start] < self.rules.move_at;
-        if present.steps > 0 {
-            let small = if weak {
-                self.counters.weak += 1;
-                true
-            } else {
-                !self.claim(present)
-            };
-            if small && present.label.is_none() && self.labels[start] == 0 {
-                self.labels[start] = FAILED;
-            }
-        }
-        self.clear(present);
-    }
-
-    /// Gives the object its free voxels; `false` where it is too small to keep.
-    fn claim(&mut self, present: &Present) -> bool {
-        let (mut mine, mut known) = (Vec::new(), BTreeMap::<i32, u64>::new());
-        let plane = self.shape[1] * self.shape[2];
-        let threshold = self.rules.segment_at;
-        self.for_box(present, |i, a, label, closed| {
-            if a < threshold || a.is_nan() {
-                return;
-            }
-            if label <= 0 && !closed {
-                mine.push(i);
-            } else if label > 0 && i < self.open * plane {
-                *known.entry(label).or_default() += 1;
-            }
-        });
-        if present.label.is_none() && mine.len() < self.rules.min_size {
-            self.counters.small += 1;
-            return false;
-        }
-        let label = present.label.unwrap_or_else(|| {
-            self.counters.kept += 1;
-            self.last_label += 1;
-            self.last_label
-        });
-        // what was labelled before stays as it was, labelled or not
-        for i in mine.into_iter().filter(|&i| i >= self.open * plane) {
-            self.labels[i] = label;
-            self.counters.voxels += 1;
-        }
-        if present.label.is_none() {
-            let labelled = known.values().sum();
-            self.overlaps.extend(known.into_iter().map(|(known, shared)| KnownOverlap {
-                label,
-                known,
-                shared,
-                labelled,
-            }));
-        }
-        true
-    }
-
-    /// Visits the voxels that fields of view of the object have covered: index, activation, label, closed.
-    fn for_box(&self, present: &Present, mut visit: impl FnMut(usize, f32, i32, bool)) {
-        let (low, high) = self.reach(present);
-        for z in low[0]..high[0] {
-            for y in low[1]..high[1] {
-                let row = self.index([z, y, 0]);
-                for i in row + low[2]..row + high[2] {
-                    visit(i, self.activation[i], self.labels[i], self.closed[i]);
-                }
-            }
-        }
-    }
-
-    fn reach(&self, present: &Present) -> ([usize; 3], [usize; 3]) {
-        let low = std::array::from_fn(|a| present.low[a].saturating_sub(self.rules.fov[a] / 2));
-        let high = std::array::from_fn(|a| (present.high[a] + self.rules.fov[a] / 2 + 1).min(self.shape[a]));
-        (low, high)
-    }
-
-    fn clear(&mut self, present: &Present) {
-        if present.label.is_some() {
-            let known = self.open * self.shape[1] * self.shape[2];
-            self.activation[..known].fill(f32::NAN);
-        }
-        let (low, high) = self.reach(present);
-        for z in low[0]..high[0] {
-            for y in low[1]..high[1] {
-                let row = self.index([z, y, 0]);
-                self.activation[row + low[2]..row + high[2]].fill(f32::NAN);
-            }
-        }
-    }
-}
-
-impl Present {
-    fn new(start: [usize; 3], label: Option<i32>, queue: VecDeque<[usize; 3]>) -> Self {
-        Self { start, label, queue, visited: HashSet::new(), at: start, low: start, high: start, steps: 0 }
     }
 }

@@ -1,13 +1,19 @@
 //! How the volume is cut into windows and blocks for flooding, resolved against the network's field of view.
 
+use std::path::PathBuf;
+
 use kinesin_stream::geometry::Zyx;
 use serde::{Deserialize, Serialize};
 
-use super::rules::FloodRules;
+use super::histogram::HistogramRule;
+use super::masks::{MaskRule, ShiftRule};
+use super::policies::SeedPolicy;
+use super::rules::{FloodRules, RuleConfig};
+use super::schedule::{Schedule, ThriftyRule};
 use crate::agglomerate::JoinRule;
 
 /// `[flood]` of a site file. Lengths in voxels of the segmentation. Every default follows from the network.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct FloodConfig {
     /// Sections held at a time. Default: two fields of view; more joins better and waits longer for labels.
@@ -22,11 +28,65 @@ pub struct FloodConfig {
     pub halo: Option<usize>,
     /// Blocks per network call of one worker. Default 1: batches gain nothing on a CPU; 16 serves a GPU. Never changes results.
     pub batch: Option<usize>,
-    /// Share of a field of view that must be unexplored for it to be run. Default 0 (always run), 0.05 halves the work and
-    /// loses some coverage.
+    /// Which positions of the field of view are run: `reference`, all as in the published runs, or `thrifty`, about half for
+    /// labels as good. Default `reference`.
+    pub schedule: Schedule,
+    /// How thrifty; only with that schedule.
+    pub thrifty: Option<ThriftyRule>,
+    /// Coarser than any schedule: share of a field of view that must be unexplored for it to be run at all. Default 0 (off);
+    /// 0.05 costs about a fifth less than `thrifty` and loses some coverage.
     pub skip_explored: f64,
     /// When two floods are one object.
     pub join: JoinRule,
+    /// What is taken in place of the model's rules.
+    pub rules: RuleConfig,
+    /// Where objects start, one policy after the other. Default `[{ kind = "peaks" }]`, as in the published runs.
+    pub seeds: Vec<SeedPolicy>,
+    /// What is kept out, beside the class map of the mask stage. Default nothing.
+    pub masks: Vec<MaskRule>,
+    /// Keeps fields of view from lying across jumps between sections. Default off.
+    pub shift: Option<ShiftRule>,
+    /// Matches the grey values of each section to a reference before they are normalised. Default off.
+    pub histogram: Option<HistogramRule>,
+    /// Labels to build on, a run's folder or a label volume: its objects stay as they are, and new ones fill what is left. They
+    /// keep their ids, those of an earlier run without the layer in their highest byte; other ids from 2^56 on are refused.
+    /// Default none.
+    pub initial: Option<PathBuf>,
+    /// Whether `volume/probability` is written: of each voxel the probability that it belongs to its object, 1 to 255 for
+    /// (0, 1], 0 where there is none. Default false.
+    pub probability: bool,
+    /// New objects that fall apart within a block become one each, down to this many voxels; smaller pieces are dropped.
+    /// Default: off, an object keeps all its pieces.
+    pub split_pieces: Option<u64>,
+    /// Seconds between checkpoints of a block that is being flooded; 0 is off. Default 30: what a killed run loses at most.
+    /// Never changes results.
+    pub checkpoint_seconds: f64,
+}
+
+impl Default for FloodConfig {
+    fn default() -> Self {
+        Self {
+            window: None,
+            head: None,
+            tail: None,
+            core: None,
+            halo: None,
+            batch: None,
+            schedule: Schedule::default(),
+            thrifty: None,
+            skip_explored: 0.0,
+            join: JoinRule::default(),
+            rules: RuleConfig::default(),
+            seeds: vec![SeedPolicy::peaks()],
+            masks: Vec::new(),
+            shift: None,
+            histogram: None,
+            initial: None,
+            probability: false,
+            split_pieces: None,
+            checkpoint_seconds: 30.0,
+        }
+    }
 }
 
 /// [`FloodConfig`] with every number known.
@@ -39,6 +99,9 @@ pub struct FloodPlan {
     pub(super) halo: usize,
     pub(super) batch: usize,
     pub(super) join: JoinRule,
+    pub(super) rules: FloodRules,
+    /// Bytes a voxel that options add: to the window, to a worker's block.
+    extra: (u64, u64),
 }
 
 impl FloodConfig {
@@ -47,6 +110,12 @@ impl FloodConfig {
     /// # Errors
     /// All settings that contradict the network or each other.
     pub fn resolve(&self, rules: &FloodRules) -> Result<FloodPlan, Vec<String>> {
+        let mut faults = Vec::new();
+        let rules = rules.clone().skipping_explored(self.skip_explored).scheduled(self.thrifty_rule());
+        let rules = rules.clone().with(&self.rules).unwrap_or_else(|found| {
+            faults.extend(found);
+            rules
+        });
         let (fov, step) = (rules.fov(), rules.deltas());
         let plan = FloodPlan {
             window: self.window.unwrap_or(2 * fov.z),
@@ -56,8 +125,9 @@ impl FloodConfig {
             halo: self.halo.unwrap_or(fov.y.max(fov.x) / 2 + step.y.max(step.x)),
             batch: self.batch.unwrap_or(1),
             join: self.join.clone(),
+            rules,
+            extra: self.extra_bytes(),
         };
-        let mut faults = Vec::new();
         let mut want = |ok: bool, fault: String| {
             if !ok {
                 faults.push(fault);
@@ -92,7 +162,47 @@ impl FloodConfig {
             (0.0..=1.0).contains(&plan.join.min_iou),
             format!("flood.join.min_iou = {}, use 0 to 1", plan.join.min_iou),
         );
+        self.option_faults(&mut want);
         if faults.is_empty() { Ok(plan) } else { Err(faults) }
+    }
+
+    fn option_faults(&self, want: &mut dyn FnMut(bool, String)) {
+        want(
+            !self.seeds.is_empty(),
+            "flood.seeds is empty, no object could start; leave it out for the default".into(),
+        );
+        for (i, policy) in self.seeds.iter().enumerate() {
+            policy.faults(&format!("flood.seeds.{i}"), want);
+        }
+        for (i, mask) in self.masks.iter().enumerate() {
+            mask.faults(&format!("flood.masks.{i}"), want);
+        }
+        if let Some(shift) = &self.shift {
+            shift.faults(want);
+        }
+        if let Some(thrifty) = &self.thrifty {
+            thrifty.faults(want);
+            want(
+                self.schedule == Schedule::Thrifty,
+                "flood.thrifty is given but schedule = \"reference\"; set schedule = \"thrifty\" or leave it out"
+                    .into(),
+            );
+        }
+        let seconds = self.checkpoint_seconds;
+        want(seconds >= 0.0, format!("flood.checkpoint_seconds = {seconds}, use 0 (off) or more"));
+    }
+
+    fn thrifty_rule(&self) -> Option<ThriftyRule> {
+        (self.schedule == Schedule::Thrifty).then(|| self.thrifty.clone().unwrap_or_default())
+    }
+
+    fn extra_bytes(&self) -> (u64, u64) {
+        let barred = u64::from(self.shift.is_some() || !self.masks.is_empty());
+        let probability = u64::from(self.probability);
+        let initial = 8 * u64::from(self.initial.is_some());
+        // a checkpoint holds activations and, in the worst case, a run for each label
+        let checkpoint = if self.checkpoint_seconds > 0.0 { 12 } else { 0 };
+        (2 * barred + 2 * initial + probability, barred + probability + checkpoint)
     }
 }
 
@@ -137,7 +247,8 @@ impl FloodPlan {
         let block = (cut(plane.y).min(plane.y) * cut(plane.x).min(plane.x) * self.window) as u64;
         let blocks = (blocks_along(plane.y, self.core) * blocks_along(plane.x, self.core)) as u64;
         let window = (plane.y * plane.x * self.window) as u64;
-        2 * window * 10 + block * blocks * 4 + block * workers as u64 * (14 * self.batch as u64 + 42)
+        let (more, own) = self.extra;
+        window * (20 + more) + block * blocks * 4 + block * workers as u64 * ((14 + own) * self.batch as u64 + 42)
     }
 }
 
@@ -151,7 +262,18 @@ mod tests {
     use super::*;
 
     fn plan() -> FloodPlan {
-        FloodPlan { window: 34, head: 12, tail: 4, core: 256, halo: 24, batch: 1, join: JoinRule::default() }
+        let ffn = crate::model::FfnRules {
+            deltas: Zyx::new(4, 8, 8),
+            init_activation: 0.95,
+            pad_value: 0.05,
+            move_threshold: 0.9,
+            segment_threshold: 0.6,
+            min_segment_size: 1,
+            min_boundary_dist: Zyx::new(0, 0, 0),
+            disco_seed_threshold: 0.0,
+        };
+        // windows of two fields of view, head of a half and a step, tail of a step
+        FloodConfig::default().resolve(&FloodRules::new(Zyx::new(17, 33, 33), &ffn)).unwrap()
     }
 
     #[test]

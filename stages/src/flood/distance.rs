@@ -6,7 +6,7 @@
 use ndarray::{Array3, ArrayViewMut1, Axis, Zip};
 
 /// Distance of every voxel to the nearest `true` voxel, in the units of `size` (z, y, x); infinite where there is none.
-pub(super) fn distance(edges: &Array3<bool>, size: [f64; 3]) -> Array3<f32> {
+pub(crate) fn distance(edges: &Array3<bool>, size: [f64; 3]) -> Array3<f32> {
     let mut squared = edges.mapv(|e| if e { 0.0f64 } else { f64::INFINITY });
     for (axis, step) in size.into_iter().enumerate() {
         let mut lane = Envelope::default();

@@ -1,6 +1,7 @@
 //! Runs canvases through a network, several to a call.
 
-use super::canvas::{Canvas, CanvasResult, FloodCounters};
+use super::canvas::{Canvas, CanvasResult};
+use super::counters::FloodCounters;
 use super::rules::FloodRules;
 use crate::runtime::{Network, NetworkError};
 
@@ -72,15 +73,18 @@ pub fn drive(
             }
         }
         if asked == 0 {
+            // what the last objects counted; there is nothing left to stop
+            (watch.progress)(&counted, 0.0);
             break;
         }
         let before = (watch.seconds)();
         network.run(&[&image[..asked * n], &seed[..asked * n]], asked, &mut logits[..asked * n])?;
         let spent = (watch.seconds)() - before;
         for ((_, canvas), answer) in active.iter_mut().zip(logits.chunks_exact_mut(n)) {
+            let before = *canvas.counters();
             canvas.apply(answer);
+            counted.add(&canvas.counters().since(&before));
         }
-        counted.evaluations += asked as u64;
         if !(watch.progress)(&counted, spent) {
             return Err(DriveError::Stopped);
         }

@@ -31,6 +31,16 @@ pub fn base_id(block_y: usize, block_x: usize, window: usize, count: usize) -> R
     Ok(LAYER | x << (COUNT_BITS + 2 * AXIS_BITS) | y << (COUNT_BITS + AXIS_BITS) | w << COUNT_BITS | n)
 }
 
+/// Whether an id was made here; smaller ones are those of an initial segmentation.
+pub fn is_base(id: u64) -> bool {
+    id >= LAYER
+}
+
+/// An id of an earlier run as one of an initial segmentation: without its layer, so that it cannot be a new object's.
+pub fn as_initial(id: u64) -> u64 {
+    if id >> 56 == 1 { id - LAYER } else { id }
+}
+
 /// The window in which an id was made.
 pub fn window_of(id: u64) -> usize {
     (id >> COUNT_BITS) as usize % MOST_BLOCKS
@@ -45,6 +55,8 @@ mod tests {
         let id = base_id(2, 3, 5, 7).unwrap();
         assert_eq!(id, 0x0100_3002_0050_0007);
         assert_eq!(window_of(id), 5);
+        assert_eq!((as_initial(id), as_initial(77)), (0x3002_0050_0007, 77));
+        assert!(!is_base(as_initial(base_id(4095, 4095, 4095, MOST_OBJECTS).unwrap())));
         assert_eq!(window_of(base_id(4095, 4095, 4095, MOST_OBJECTS).unwrap()), 4095);
     }
 

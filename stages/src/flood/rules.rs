@@ -2,7 +2,34 @@
 
 use kinesin_stream::geometry::Zyx;
 
+use serde::{Deserialize, Serialize};
+
+use super::schedule::ThriftyRule;
 use crate::model::{FfnRules, Model, ModelError};
+
+/// `[flood.rules]`: what is taken in place of the model's own rules. Every key by default that of the model, with which it
+/// was trained and measured.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RuleConfig {
+    /// Step of the field of view along z, y, x, voxels; at most half of it.
+    pub deltas: Option<Zyx<usize>>,
+    /// Probability written at the start voxel.
+    pub init_activation: Option<f64>,
+    /// Probability fed for voxels not yet visited.
+    pub pad_value: Option<f64>,
+    /// Least probability at the new centre for a move.
+    pub move_threshold: Option<f64>,
+    /// Least probability of a voxel of the object.
+    pub segment_threshold: Option<f64>,
+    /// Objects with fewer voxels are dropped.
+    pub min_segment_size: Option<usize>,
+    /// No object starts within this distance of another, voxels along z, y, x.
+    pub min_boundary_dist: Option<Zyx<usize>>,
+    /// A voxel below one half may not rise again once the share of movable voxels exceeds this: 0 always ("disco bias" on),
+    /// -1 never.
+    pub disco_seed_threshold: Option<f64>,
+}
 
 /// Rules of one network in the form the inner loop wants; triples are z, y, x.
 #[derive(Clone, Debug, PartialEq)]
@@ -17,6 +44,8 @@ pub struct FloodRules {
     pub(super) min_size: usize,
     pub(super) disco: f64,
     pub(super) skip_explored: f64,
+    /// `None` for the published walk.
+    pub(super) thrifty: Option<ThriftyRule>,
 }
 
 impl FloodRules {
@@ -41,6 +70,7 @@ impl FloodRules {
             min_size: f.min_segment_size,
             disco: f.disco_seed_threshold,
             skip_explored: 0.0,
+            thrifty: None,
         }
     }
 
@@ -49,6 +79,73 @@ impl FloodRules {
     #[must_use]
     pub fn skipping_explored(mut self, share: f64) -> Self {
         self.skip_explored = share;
+        self
+    }
+
+    /// With the settings of a site or a command in place of the model's.
+    ///
+    /// # Errors
+    /// Everything that contradicts the field of view or itself.
+    pub fn with(mut self, config: &RuleConfig) -> Result<Self, Vec<String>> {
+        let mut faults = Vec::new();
+        let mut want = |ok: bool, fault: String| {
+            if !ok {
+                faults.push(fault);
+            }
+        };
+        let half = self.fov.map(|n| n / 2);
+        if let Some(deltas) = config.deltas {
+            self.deltas = deltas.into();
+            let fits = self.deltas.iter().zip(half).all(|(d, h)| *d <= h) && self.deltas.iter().any(|d| *d > 0);
+            let (d, f) = (self.deltas, self.fov);
+            want(
+                fits,
+                format!(
+                    "flood.rules.deltas = {d:?} does not fit the field of view {f:?}; use up to {half:?}, not all 0"
+                ),
+            );
+        }
+        if let Some(d) = config.min_boundary_dist {
+            self.min_boundary = d.into();
+            let fits = self.min_boundary.iter().zip(half).all(|(d, h)| *d <= h);
+            want(
+                fits,
+                format!(
+                    "flood.rules.min_boundary_dist = {:?} exceeds half the field of view, {half:?}",
+                    self.min_boundary
+                ),
+            );
+        }
+        let probabilities = [
+            ("init_activation", config.init_activation, &mut self.init),
+            ("pad_value", config.pad_value, &mut self.pad),
+            ("move_threshold", config.move_threshold, &mut self.move_at),
+            ("segment_threshold", config.segment_threshold, &mut self.segment_at),
+        ];
+        for (name, given, to) in probabilities {
+            if let Some(p) = given {
+                want(p > 0.0 && p < 1.0, format!("flood.rules.{name} = {p}, use a probability between 0 and 1"));
+                *to = logit(p);
+            }
+        }
+        want(
+            self.init >= self.move_at,
+            "flood.rules: init_activation is below move_threshold, no object could start".into(),
+        );
+        self.min_size = config.min_segment_size.unwrap_or(self.min_size);
+        self.disco = config.disco_seed_threshold.unwrap_or(self.disco);
+        let disco = self.disco;
+        want(
+            disco == -1.0 || (0.0..=1.0).contains(&disco),
+            format!("flood.rules.disco_seed_threshold = {disco}, use 0 to 1, or -1 for off"),
+        );
+        if faults.is_empty() { Ok(self) } else { Err(faults) }
+    }
+
+    /// Which positions are run; `None` for the published walk, which is the default.
+    #[must_use]
+    pub fn scheduled(mut self, thrifty: Option<ThriftyRule>) -> Self {
+        self.thrifty = thrifty;
         self
     }
 
@@ -141,6 +238,23 @@ mod tests {
         logits[at(1, 4, 2)] = 2.0; // face y = +2, below logit(0.9) = 2.197
         let moves: Vec<_> = rules().moves(&logits).collect();
         assert_eq!(moves, [[-1, -1, -1], [0, 0, 2]]);
+    }
+
+    #[test]
+    fn settings_replace_the_rules_of_the_model_and_contradictions_are_all_told() {
+        let config: RuleConfig =
+            toml::from_str("deltas = [0, 1, 2]\ndisco_seed_threshold = -1.0\nmove_threshold = 0.8").unwrap();
+        let got = rules().with(&config).unwrap();
+        assert_eq!((got.deltas, got.disco, got.move_at), ([0, 1, 2], -1.0, logit(0.8)));
+        assert_eq!(got.min_size, rules().min_size);
+        let bad: RuleConfig = toml::from_str("deltas = [2, 2, 2]\npad_value = 1.5\ninit_activation = 0.5").unwrap();
+        let faults = rules().with(&bad).unwrap_err();
+        assert_eq!(faults.len(), 3, "{faults:?}");
+        assert!(
+            faults[0].contains("[2, 2, 2] does not fit the field of view [3, 5, 5]; use up to [1, 2, 2]"),
+            "{faults:?}"
+        );
+        assert!(toml::from_str::<RuleConfig>("disco = 0.5").is_err());
     }
 
     #[test]

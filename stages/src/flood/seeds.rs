@@ -1,12 +1,13 @@
-//! Where objects may start: the voxels farthest from edges of the image.
+//! Where objects may start: the voxels farthest from edges of the image, or from what is labelled already.
 //!
-//! The policy of the published flood-filling runs (Januszewski et al., Nature Methods 2018, "PolicyPeaks"): Sobel gradient,
+//! [`peaks`] is the policy of the published flood-filling runs (Januszewski et al., Nature Methods 2018, "PolicyPeaks"): Sobel gradient,
 //! edges where it exceeds its own Gaussian (sigma 49/6 voxels), Euclidean distance to the nearest edge, local maxima over
 //! 7 x 7 x 7 voxels, ties broken by a fixed noise, visited in order of z, y, x. On anisotropic voxels gradient and distance
-//! are measured in units of the smallest voxel side, which changes nothing where voxels are cubes.
+//! are measured in units of the smallest voxel side, which changes nothing where voxels are cubes. [`section_peaks`] does the
+//! same in each section by itself; [`empty_peaks`] takes the distance to labels in place of edges.
 
 use kinesin_stream::geometry::{VoxelSize, Zyx};
-use ndarray::Array3;
+use ndarray::{Array3, s};
 
 use super::distance::distance;
 use super::filters::{gaussian, gradient, running_maximum};
@@ -29,6 +30,39 @@ pub fn peaks(image: &Array3<f32>, closed: &Array3<bool>, size: VoxelSize, margin
     }
     let away = distance(&edges, spacing);
     drop(edges);
+    maxima(&away, closed, margin)
+}
+
+/// As [`peaks`], in every section by itself.
+pub fn section_peaks(image: &Array3<f32>, closed: &Array3<bool>, margin: Zyx<usize>) -> Vec<Zyx<usize>> {
+    let nz = image.dim().0;
+    let mut all = Vec::new();
+    for z in margin.z..nz.saturating_sub(margin.z) {
+        let section = image.slice(s![z..=z, .., ..]).to_owned();
+        let closed = closed.slice(s![z..=z, .., ..]).to_owned();
+        let mut edges = edges(&section, [1.0; 3]);
+        edges.zip_mut_with(&closed, |e, &c| *e |= c);
+        if edges.iter().any(|&e| !e) {
+            let away = distance(&edges, [1.0; 3]);
+            let found = maxima(&away, &closed, Zyx::new(0, margin.y, margin.x));
+            all.extend(found.into_iter().map(|s| Zyx::new(z, s.y, s.x)));
+        }
+    }
+    all
+}
+
+/// The voxels farthest from `taken` ones; nothing where nothing is taken, because then every place is as good.
+pub fn empty_peaks(taken: &Array3<bool>, size: VoxelSize, margin: Zyx<usize>) -> Vec<Zyx<usize>> {
+    if taken.iter().all(|&t| t) {
+        return Vec::new();
+    }
+    let least = size.0.z.min(size.0.y).min(size.0.x);
+    let away = distance(taken, [size.0.z / least, size.0.y / least, size.0.x / least]);
+    maxima(&away, taken, margin)
+}
+
+/// Local maxima over 7 voxels along every axis, ties broken by noise, in order of z, y, x.
+fn maxima(away: &Array3<f32>, closed: &Array3<bool>, margin: Zyx<usize>) -> Vec<Zyx<usize>> {
     let mut noise = Noise::new(NOISE_SEED);
     let height = Array3::from_shape_vec(
         away.raw_dim(),
@@ -38,10 +72,11 @@ pub fn peaks(image: &Array3<f32>, closed: &Array3<bool>, size: VoxelSize, margin
             .collect(),
     )
     .expect("one value per voxel");
-    drop(away);
     let highest = running_maximum(&height, REACH);
     let (nz, ny, nx) = height.dim();
-    let inside = |i: usize, n: usize, m: usize| i >= m.max(REACH) && i + m.max(REACH) < n;
+    // one section has no neighbours along z that a maximum could miss
+    let reach = |n: usize| if n == 1 { 0 } else { REACH };
+    let inside = |i: usize, n: usize, m: usize| i >= m.max(reach(n)) && i + m.max(reach(n)) < n;
     let mut seeds = Vec::new();
     for ((z, y, x), &h) in height.indexed_iter() {
         if h > 0.0
@@ -86,6 +121,27 @@ mod tests {
         assert!(seeds.iter().any(|s| s.z.abs_diff(15) <= 2 && s.y.abs_diff(20) <= 2 && s.x.abs_diff(20) <= 2));
         assert!(seeds.is_sorted_by_key(|s| [s.z, s.y, s.x]));
         assert!(seeds.iter().all(|s| s.z >= 4 && s.z + 4 < 30 && s.x >= 4 && s.x + 4 < 40));
+    }
+
+    #[test]
+    fn every_section_has_its_own_start_points() {
+        let image = balls(&[[15, 20, 20]]);
+        let seeds = section_peaks(&image, &Array3::from_elem(image.raw_dim(), false), Zyx::new(4, 4, 4));
+        // the ball of radius 7 spans sections 8 to 22
+        for z in 10..=20 {
+            let near = |s: &&Zyx<usize>| s.z == z && s.y.abs_diff(20) <= 2 && s.x.abs_diff(20) <= 2;
+            assert!(seeds.iter().any(|s| near(&s)), "section {z}");
+        }
+        assert!(seeds.is_sorted_by_key(|s| [s.z, s.y, s.x]));
+    }
+
+    #[test]
+    fn what_is_empty_starts_far_from_what_is_taken() {
+        // taken but for a slab of 9 sections, whose middle is section 14
+        let taken = Array3::from_shape_fn((30, 20, 20), |(z, _, _)| !(10..19).contains(&z));
+        let seeds = empty_peaks(&taken, CUBE, Zyx::new(3, 3, 3));
+        assert!(!seeds.is_empty() && seeds.iter().all(|s| s.z == 14));
+        assert!(empty_peaks(&Array3::from_elem((9, 9, 9), true), CUBE, Zyx::new(1, 1, 1)).is_empty());
     }
 
     #[test]

@@ -13,17 +13,22 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::AtomicUsize;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use kinesin_stream::geometry::{VoxelSize, Zyx};
-use ndarray::{Array2, Array3};
+use ndarray::Array3;
+use serde::{Deserialize, Serialize};
 
-use super::blocks::{Flooded, HeldSections};
-use super::canvas::FloodCounters;
+use super::blocks::{BlockOptions, Flooded, HeldSections};
+use super::canvas::CheckpointError;
 use super::config::{FloodConfig, Span};
+use super::counters::FloodCounters;
 use super::drive::{DriveError, Watch};
 use super::ids::{MOST_BLOCKS, window_of};
+use super::policies::SeedPolicy;
 use super::rules::FloodRules;
+use super::sections::{FloodSection, LabelledSection, SectionRules};
+use super::store::{BlockKey, BlockStore};
 use crate::agglomerate::resolve;
 use crate::model::{Model, ModelError, Normalisation};
 use crate::runtime::{Network, NetworkError, NetworkFactory, RuntimeError};
@@ -65,6 +70,29 @@ pub enum FloodError {
         /// Object.
         count: usize,
     },
+    /// The network gives no numbers.
+    #[error(
+        "the network answered 16 times in a row with what is no finite number, in block y {block_y}, x {block_x} of window {window}; check the model file and its normalisation, or use --precision f32"
+    )]
+    NotFinite {
+        /// Block row.
+        block_y: usize,
+        /// Block column.
+        block_x: usize,
+        /// Window.
+        window: usize,
+    },
+    /// A half-done block cannot be taken up.
+    #[error("checkpoint of {key}: {source}")]
+    Checkpoint {
+        /// The block.
+        key: BlockKey,
+        /// What is wrong.
+        source: CheckpointError,
+    },
+    /// The place of half-done blocks cannot be read.
+    #[error("checkpoints: {0}")]
+    Store(#[from] std::io::Error),
     /// The watch asked for it.
     #[error("stopped on request")]
     Stopped,
@@ -90,24 +118,29 @@ pub struct WindowResult {
     pub equivalences: Vec<(u64, u64)>,
     /// Counts over all blocks (their halos included, so some voxels count twice).
     pub counters: FloodCounters,
+    /// Where the objects began, in order of blocks and floods.
+    pub origins: Vec<ObjectOrigin>,
+    /// Where asked for: of each voxel the probability in its object, 1 to 255 for (0, 1], 0 where there is none.
+    pub probability: Option<Array3<u8>>,
 }
 
-/// One section of the volume as the flood sees it.
-#[derive(Clone, Debug)]
-pub struct FloodSection {
-    /// Grey, 0 = no data.
-    pub image: Array2<u8>,
-    /// Voxels that are not to be segmented.
-    pub exclude: Array2<bool>,
-}
-
-/// A section whose labels are written already, for a restart.
-#[derive(Clone, Debug)]
-pub struct LabelledSection {
-    /// Image and mask.
-    pub section: FloodSection,
-    /// Labels as they were written.
-    pub labels: Array2<u64>,
+/// Where an object of a window began and what it took; a row of `volume/origins.jsonl`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ObjectOrigin {
+    /// The id under which its voxels are written.
+    pub id: u64,
+    /// The id of this very flood; another one where it was joined to an object of another block or window.
+    pub found: u64,
+    /// The window.
+    pub window: usize,
+    /// Where the flood began, voxels of the volume.
+    pub start: Zyx<usize>,
+    /// Whether it went on with an object of earlier sections.
+    pub continued: bool,
+    /// Fields of view that were run for it.
+    pub evaluations: u64,
+    /// Voxels it got, the block's halo included.
+    pub voxels: u64,
 }
 
 /// See the module.
@@ -131,8 +164,7 @@ impl RollingFlood {
         workers: usize,
         factory: &NetworkFactory,
     ) -> Result<Self, FloodError> {
-        let rules = FloodRules::of(model)?.skipping_explored(config.skip_explored);
-        Self::with_rules(config, rules, model.manifest().normalisation, size, shape, workers, factory)
+        Self::with_rules(config, FloodRules::of(model)?, model.manifest().normalisation, size, shape, workers, factory)
     }
 
     /// As [`RollingFlood::new`] for rules of any source (tests, benches).
@@ -149,9 +181,21 @@ impl RollingFlood {
         factory: &NetworkFactory,
     ) -> Result<Self, FloodError> {
         let plan = config.resolve(&rules).map_err(FloodError::Config)?;
-        let held = HeldSections::new(plan, rules, normalisation, size, shape);
-        let fov = held.rules.fov();
-        let mut faults = Vec::new();
+        let fov = plan.rules.fov();
+        let mut faults = unread(config);
+        let options = BlockOptions {
+            sections: SectionRules {
+                normalisation,
+                histogram: config.histogram.clone(),
+                masks: config.masks.clone(),
+                shift: config.shift.clone(),
+            },
+            seeds: config.seeds.clone(),
+            probability: config.probability,
+            split_pieces: config.split_pieces,
+            store: None,
+        };
+        let held = HeldSections::new(plan, options, size, shape);
         if shape.z < fov.z || shape.y < fov.y || shape.x < fov.x {
             faults.push(format!("the volume {shape:?} is smaller than the network's field of view {fov:?}"));
         }
@@ -169,6 +213,13 @@ impl RollingFlood {
         }
         let networks = (0..workers.min(held.blocks.len())).map(|_| factory()).collect::<Result<_, _>>()?;
         Ok(Self { networks, held, total: shape.z, committed: 0 })
+    }
+
+    /// With a place where half-done blocks are kept, so that a killed run goes on within its window.
+    #[must_use]
+    pub fn kept_in(mut self, store: Arc<dyn BlockStore>) -> Self {
+        self.held.options.store = Some(store);
+        self
     }
 
     /// Sections whose labels are final.
@@ -239,6 +290,7 @@ impl RollingFlood {
     pub fn finish(&mut self, watch: &Watch<'_>) -> Result<Option<WindowResult>, FloodError> {
         let total = self.next_section();
         if self.committed >= total {
+            self.held.options.store.as_ref().map_or(Ok(()), |s| s.forget_before(usize::MAX))?;
             return Ok(None);
         }
         let span = self.held.plan.span(self.committed, total);
@@ -246,20 +298,21 @@ impl RollingFlood {
     }
 
     fn run(&mut self, span: Span, watch: &Watch<'_>) -> Result<WindowResult, FloodError> {
+        // windows before this one are written
+        self.held.options.store.as_ref().map_or(Ok(()), |s| s.forget_before(span.window))?;
         let flooded = self.flood_blocks(span, watch)?;
         let mut joins = self.held.joins_of_halos(span, &flooded);
-        for block in &flooded {
-            let known = block.result.overlaps.iter().filter(|o| self.held.plan.join.continues(o.shared, o.labelled));
-            joins.extend(known.map(|o| (block.ids[o.label as usize], block.ids[o.known as usize])));
-        }
+        joins.extend(self.held.joins_with_known(&flooded));
         let resolution = resolve(&joins, |id| window_of(id) < span.window);
         let labels = self.held.compose(span, &flooded, &resolution.written);
+        let origins = self.held.origins(span, &flooded, &resolution.written);
+        let probability = self.held.compose_probability(span, &flooded);
         let mut counters = FloodCounters::default();
         flooded.iter().for_each(|f| counters.add(&f.result.counters));
         self.held.write(span.open, &labels);
         self.committed = span.commit;
         self.held.forget_before(self.context_from(self.committed));
-        Ok(WindowResult { span, labels, equivalences: resolution.rows, counters })
+        Ok(WindowResult { span, labels, equivalences: resolution.rows, counters, origins, probability })
     }
 
     /// Floods every block of a window; the order of results is that of the blocks.
@@ -280,6 +333,16 @@ impl RollingFlood {
         }
         Ok(flooded.into_values().collect())
     }
+}
+
+/// Files that the settings name and nobody has read.
+fn unread(config: &FloodConfig) -> Vec<String> {
+    let lists = config.seeds.iter().filter_map(|p| match p {
+        SeedPolicy::List { file, points: None, .. } => Some(file),
+        _ => None,
+    });
+    let reference = config.histogram.iter().filter(|h| h.counts.is_none()).map(|h| &h.reference);
+    lists.chain(reference).map(|path| format!("{} was not read", path.display())).collect()
 }
 
 #[cfg(test)]

@@ -39,15 +39,26 @@ impl Normalisation {
         }
     }
 
+    /// As [`Normalisation::table`] of a section whose grey values were changed first: `grey[v]` stands for `v`, and `counts` are
+    /// the voxels of each `v`.
+    pub fn table_of(&self, counts: &[u64; 256], grey: &[f64; 256]) -> GreyTable {
+        match *self {
+            Self::Fixed { mean, sd } => GreyTable(std::array::from_fn(|v| ((grey[v] - mean) / sd) as f32)),
+            Self::Section {} => Self::scaled(counts, grey),
+        }
+    }
+
     fn of_counts(counts: &[u64; 256]) -> GreyTable {
-        let valid = || counts.iter().enumerate().skip(1).map(|(v, &n)| (v as f64, n as f64));
+        Self::scaled(counts, &std::array::from_fn(|v| v as f64))
+    }
+
+    fn scaled(counts: &[u64; 256], grey: &[f64; 256]) -> GreyTable {
+        let valid = || counts.iter().zip(grey).skip(1).map(|(&n, &v)| (v, n as f64));
         let n = valid().map(|(_, n)| n).sum::<f64>().max(1.0);
         let mean = valid().map(|(v, n)| v * n).sum::<f64>() / n;
         let variance = valid().map(|(v, n)| (v - mean).powi(2) * n).sum::<f64>() / n;
         let sd = variance.max(1e-6).sqrt();
-        GreyTable(std::array::from_fn(
-            |v| if v == 0 { 0.0 } else { ((v as f64 - mean) / sd).clamp(-CLIP, CLIP) as f32 },
-        ))
+        GreyTable(std::array::from_fn(|v| if v == 0 { 0.0 } else { ((grey[v] - mean) / sd).clamp(-CLIP, CLIP) as f32 }))
     }
 }
 

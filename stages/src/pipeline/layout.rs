@@ -10,8 +10,10 @@ use kinesin_stream::plan::RunPlan;
 use kinesin_stream::stage::StopError;
 use kinesin_stream::volume::{ImageSpec, ImageWriter, LabelSpec, LabelWriter, Reduce};
 
+use super::checkpoints::Checkpoints;
 use super::commits::Commits;
 use super::config::StagesConfig;
+use super::extras::FloodExtras;
 use super::gate::Gate;
 use super::provisional::{Light, ProvisionalBox, SKIP_EXPLORED, lent};
 use super::segmenting::{Exclusion, FloodBox, FloodMeter, MaskBox, Reduced, chunk_thickness, level_of, reduction};
@@ -326,7 +328,15 @@ impl Layout {
             return Err(std::io::Error::other("the flood stage has no model").into());
         };
         let workers = self.workers();
-        let flood = RollingFlood::new(&self.config.stages.segment.flood, model, voxel_size, shape, workers, factory)?;
+        let (config, mut extras) = FloodExtras::open(&self.config.stages.segment.flood, &self.config.out, shape)
+            .map_err(|faults| std::io::Error::other(faults.join("; ")))?;
+        if config.probability {
+            extras = extras.with_probability(shape, voxel_size)?;
+        }
+        let mut flood = RollingFlood::new(&config, model, voxel_size, shape, workers, factory)?;
+        if let Some(store) = Checkpoints::every(&self.config.out, config.checkpoint_seconds) {
+            flood = flood.kept_in(store);
+        }
         let first = plan.span(0, usize::MAX);
         let second = plan.span(first.commit, usize::MAX);
         let thickness = chunk_thickness(first.commit - first.open, second.commit - second.open);
@@ -336,6 +346,7 @@ impl Layout {
             workers,
             image: Reduced::open(&self.config.out.join("volume/image"), r)?,
             mask: self.exclusion(r)?,
+            extras,
             labels: LabelWriter::create(&self.config.out.join("volume/labels"), spec)?,
             out: self.config.out.clone(),
             commits: commits.clone(),

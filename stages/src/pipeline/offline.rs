@@ -1,6 +1,6 @@
 //! A volume that is there already, through the flood and mask boxes of the line.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use kinesin_backpressure::{Budget, Bytes, edge};
@@ -9,7 +9,9 @@ use kinesin_stream::runner::Runner;
 use kinesin_stream::stage::StopError;
 use kinesin_stream::volume::{ImageSpec, ImageWriter, LabelSpec, LabelWriter, Reduce, VolumeSource};
 
+use super::checkpoints::Checkpoints;
 use super::commits::Commits;
+use super::extras::FloodExtras;
 use super::layout::mask_bytes;
 use super::rendering::Rendered;
 use super::segmenting::{Exclusion, FloodBox, FloodMeter, MaskBox, Reduced, chunk_thickness};
@@ -37,6 +39,24 @@ pub struct VolumeJob {
     pub telemetry: Arc<Telemetry>,
 }
 
+/// Everything about the settings that does not fit a volume of this shape, the model, or the files they name; writes nothing.
+pub fn flood_faults(config: &FloodConfig, model: &Model, shape: Zyx<usize>) -> Vec<String> {
+    let rules = match FloodRules::of(model) {
+        Ok(rules) => rules,
+        Err(e) => return vec![e.to_string()],
+    };
+    let mut faults = config.resolve(&rules).err().unwrap_or_default();
+    let fov = rules.fov();
+    if shape.z < fov.z || shape.y < fov.y || shape.x < fov.x {
+        faults.push(format!(
+            "the volume has {} x {} x {} voxels, fewer than the {} x {} x {} that {} sees at a time; give a larger one or a smaller --reduce",
+            shape.z, shape.y, shape.x, fov.z, fov.y, fov.x, model.name()
+        ));
+    }
+    faults.extend(FloodExtras::open(config, Path::new(""), shape).err().unwrap_or_default());
+    faults
+}
+
 /// Floods the volume into `DIR/volume/labels`; goes on where an earlier call stopped. `mask` keeps voxels out.
 ///
 /// # Errors
@@ -52,7 +72,15 @@ pub fn flood_volume(
     let rules = FloodRules::of(&job.model)?;
     let plan = config.resolve(&rules).map_err(|faults| std::io::Error::other(faults.join("; ")))?;
     budget.fixed("flood window and blocks", Bytes(plan.bytes(shape, job.workers)));
-    let flood = RollingFlood::new(config, &job.model, job.voxel_size, shape, job.workers, &job.factory)?;
+    let (config, mut extras) =
+        FloodExtras::open(config, &job.out, shape).map_err(|faults| std::io::Error::other(faults.join("; ")))?;
+    if config.probability {
+        extras = extras.with_probability(shape, job.voxel_size)?;
+    }
+    let mut flood = RollingFlood::new(&config, &job.model, job.voxel_size, shape, job.workers, &job.factory)?;
+    if let Some(store) = Checkpoints::every(&job.out, config.checkpoint_seconds) {
+        flood = flood.kept_in(store);
+    }
     let first = plan.span(0, usize::MAX);
     let second = plan.span(first.commit, usize::MAX);
     let thickness = chunk_thickness(first.commit - first.open, second.commit - second.open);
@@ -63,6 +91,7 @@ pub fn flood_volume(
         workers: job.workers,
         image: Reduced::whole(job.image),
         mask,
+        extras,
         labels: LabelWriter::create(&job.out.join("volume/labels"), spec)?,
         commits: Arc::new(Commits::open(&job.out)?),
         out: job.out,

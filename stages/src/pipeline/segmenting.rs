@@ -14,6 +14,7 @@ use kinesin_stream::volume::{self, CommitLog, Equivalence, ImageWriter, LabelWri
 use ndarray::{Array2, Axis};
 
 use super::commits::{Commit, Commits};
+use super::extras::FloodExtras;
 use super::gate::Gate;
 use super::rendering::Rendered;
 use super::telemetry::{Moment, StageName, Telemetry};
@@ -74,6 +75,14 @@ pub struct FloodMeter {
     pub evaluations: AtomicU64,
     /// Objects kept.
     pub objects: AtomicU64,
+    /// Objects lost because the network's answer was no finite number.
+    pub not_finite: AtomicU64,
+    /// Start points listed and looked at, for the time that is left.
+    pub listed: AtomicU64,
+    /// See `listed`.
+    pub seeds: AtomicU64,
+    /// Voxels labelled in blocks, halos included, also of windows that are not committed.
+    pub flooded: AtomicU64,
     /// Voxels labelled.
     pub labelled: AtomicU64,
     /// Voxels of committed sections.
@@ -87,6 +96,10 @@ impl FloodMeter {
     pub fn add(&self, counted: &FloodCounters, network_seconds: f64) {
         self.evaluations.fetch_add(counted.evaluations, Relaxed);
         self.objects.fetch_add(counted.kept, Relaxed);
+        self.not_finite.fetch_add(counted.not_finite, Relaxed);
+        self.listed.fetch_add(counted.listed, Relaxed);
+        self.seeds.fetch_add(counted.seeds, Relaxed);
+        self.flooded.fetch_add(counted.voxels, Relaxed);
         self.network_ns.fetch_add((network_seconds * 1e9) as u64, Relaxed);
     }
 }
@@ -118,7 +131,7 @@ pub(super) fn flood_section(image: &Reduced, mask: Option<&Exclusion>, z: usize)
         None => Array2::from_elem(image.dim(), false),
         Some(mask) => mask.section(z, image.dim())?,
     };
-    Ok(FloodSection { image, exclude })
+    Ok(FloodSection::new(image, exclude))
 }
 
 pub(super) struct FloodBox {
@@ -128,6 +141,8 @@ pub(super) struct FloodBox {
     pub(super) image: Reduced,
     /// What is not to be segmented.
     pub(super) mask: Option<Exclusion>,
+    /// What else is read and written.
+    pub(super) extras: FloodExtras,
     pub(super) labels: LabelWriter,
     pub(super) out: PathBuf,
     pub(super) commits: Arc<Commits>,
@@ -192,7 +207,9 @@ impl FloodBox {
     }
 
     fn section(&self, z: usize) -> Result<FloodSection, StopError> {
-        flood_section(&self.image, self.mask.as_ref(), z)
+        let mut section = flood_section(&self.image, self.mask.as_ref(), z)?;
+        self.extras.add(z, &mut section)?;
+        Ok(section)
     }
 
     fn push(&mut self, section: Option<FloodSection>, run: &RunToken) -> Result<Option<WindowResult>, StopError> {
@@ -228,6 +245,7 @@ impl FloodBox {
         self.labels.write_box(Zyx::new(span.open, 0, 0), result.labels.view())?;
         let rows: Vec<Equivalence> = result.equivalences.iter().map(|&(a, b)| Equivalence { a, b }).collect();
         log.append_all(table.missing(&rows))?;
+        self.extras.publish(result)?;
         let (z0, z1) = (span.open as u32, span.commit as u32);
         self.commits.add(&Commit::Labels { z0, z1, equivalences: table.written })?;
         let labelled = result.labels.iter().filter(|l| **l != 0).count() as u64;

@@ -9,10 +9,12 @@
 //!
 //! The build needs none of this. A provider that is asked for by name and cannot be had is an error with its remedy; only
 //! [`Provider::Auto`] chooses, and [`ChosenProvider`] says what it chose and why. On the CPU providers every item of a batch is
-//! computed by itself, so results have the same bits for every batch size (batching buys nothing on a CPU).
+//! computed by itself, so results have the same bits for every batch size (batching buys nothing on a CPU): one single-threaded
+//! session a worker. On a GPU one owner has the only session and batches what all workers ask for ([`shared`]).
 
 mod fake;
 mod locate;
+mod owner;
 mod session;
 
 use std::path::PathBuf;
@@ -22,6 +24,7 @@ use ort::environment::Environment;
 use serde::{Deserialize, Serialize};
 
 pub use self::fake::RuleNetwork;
+pub use self::owner::shared;
 use crate::model::Model;
 
 /// Who computes.
@@ -39,6 +42,13 @@ pub enum Provider {
     Cuda,
     /// NVIDIA GPUs with TensorRT; needs an ONNX Runtime built for it.
     TensorRt,
+}
+
+impl Provider {
+    /// Whether it computes batches faster than single items, and one session serves it best.
+    pub fn is_gpu(self) -> bool {
+        matches!(self, Self::Cuda | Self::TensorRt)
+    }
 }
 
 /// Number format inside the network; inputs and outputs are f32 always.
@@ -260,10 +270,11 @@ impl Runtime {
 pub type NetworkFactory = Arc<dyn Fn() -> Result<Box<dyn Network>, RuntimeError> + Send + Sync>;
 
 impl Runtime {
-    /// One [`Network`] per call for this model.
+    /// One [`Network`] per call for this model: a session of its own on a CPU, a share of one owner's on a GPU.
     pub fn factory(&self, model: &Model) -> NetworkFactory {
         let (runtime, model) = (self.clone(), model.clone());
-        Arc::new(move || runtime.network(&model))
+        let own: NetworkFactory = Arc::new(move || runtime.network(&model));
+        if self.chosen.provider.is_gpu() { shared(own, session::GPU_BATCH) } else { own }
     }
 }
 

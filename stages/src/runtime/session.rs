@@ -36,7 +36,7 @@ impl OrtNetwork {
             Precision::F32 => "f32",
             Precision::Bf16 => "bf16",
         };
-        let batch = if matches!(provider, Provider::Cuda | Provider::TensorRt) { GPU_BATCH } else { 1 };
+        let batch = if provider.is_gpu() { GPU_BATCH } else { 1 };
         let session = commit(env, provider, hint, onnx, graph, batch)?;
         let output = graph.outputs.first().ok_or("the graph has no output")?.name.clone();
         Ok(Self { session, inputs: graph.inputs.clone(), output, batch })
@@ -61,7 +61,7 @@ impl OrtNetwork {
 }
 
 /// Items per call on a GPU; a fixed number, so that results do not depend on how many wait.
-const GPU_BATCH: usize = 16;
+pub(super) const GPU_BATCH: usize = 16;
 
 impl Network for OrtNetwork {
     fn run(&mut self, inputs: &[&[f32]], items: usize, out: &mut [f32]) -> Result<(), NetworkError> {
@@ -163,5 +163,7 @@ fn on_openvino(env: &Environment, builder: SessionBuilder, hint: &str) -> Result
 }
 
 fn on_gpu(builder: SessionBuilder, provider: ExecutionProviderDispatch) -> Result<SessionBuilder, String> {
-    builder.with_execution_providers([provider.error_on_failure()]).map_err(|e| e.to_string())
+    let builder = builder.with_execution_providers([provider.error_on_failure()]).map_err(|e| e.to_string())?;
+    // a layer that the GPU cannot compute would go to the CPU without a word
+    builder.with_disable_cpu_fallback().map_err(|e| e.to_string())
 }

@@ -15,3 +15,4 @@ mod offline;
 mod restart;
 mod retake;
 mod schedules;
+mod segment;
