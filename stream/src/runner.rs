@@ -18,7 +18,7 @@ use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
 use crate::fault_points::{Armed, FaultPoints};
-use crate::stage::{Fault, Flow, Keyed, Outlet, Stage, StopError, Stopped};
+use crate::stage::{Fault, Flow, Keyed, Outlet, Stage, StopError, Stopped, Unfinished};
 
 /// Starts threads and waits for them.
 #[derive(Debug)]
@@ -198,7 +198,8 @@ impl Runner {
     }
 }
 
-/// The thread boundary. The cause is entered before the body's edges drop, so that it comes before its echoes.
+/// The thread boundary. The body's edges drop before its error is entered: that of a neighbour may come first, which is why
+/// there are echoes.
 fn guard(token: &RunToken, body: impl FnOnce(&RunToken) -> Result<(), StopError>) {
     let outcome = catch_unwind(AssertUnwindSafe(|| body(token)));
     let stage = token.counters.name.clone();
@@ -362,7 +363,8 @@ impl Run {
 impl RunError {
     fn is_echo(&self) -> bool {
         use kinesin_backpressure::Closed;
-        matches!(self, Self::Fault { source, .. } if source.is::<Closed>() || source.is::<Stopped>())
+        let Self::Fault { source, .. } = self else { return false };
+        source.is::<Closed>() || source.is::<Stopped>() || source.is::<Unfinished>()
     }
 }
 
@@ -500,6 +502,26 @@ mod tests {
         let text = result.expect_err("77 stops").to_string();
         assert_eq!(text, "superstitious stopped the run: the disk is gone");
         assert_eq!(budget.leased_now(), Bytes(0));
+    }
+
+    #[test]
+    fn whoever_misses_what_was_promised_never_hides_who_ended_the_edge() {
+        let budget = Budget::new();
+        let runner = Runner::new(&budget);
+        let (tx, rx) = edge::<Flow<Number>>(&budget, "in", Bytes(8192));
+        let (missed, told) = std::sync::mpsc::channel::<()>();
+        runner.spawn("counter", move |_| {
+            assert!(rx.recv_blocking().is_none());
+            drop(missed);
+            Err(Unfinished("tiles ended early".into()).into())
+        });
+        // Its edge drops long before its error is entered.
+        runner.spawn("archive", move |_| {
+            drop(tx);
+            told.recv().expect_err("hung up");
+            Err(io::Error::other("the disk is full").into())
+        });
+        assert_eq!(runner.join().expect_err("stopped").to_string(), "archive stopped the run: the disk is full");
     }
 
     #[test]

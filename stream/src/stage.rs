@@ -73,6 +73,11 @@ pub struct StopError(Box<dyn Error + Send + Sync>);
 #[error("the run was stopped")]
 pub struct Stopped;
 
+/// An edge ended before everything that was promised had come. Whoever ended it has the cause, if there is one.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Unfinished(pub String);
+
 /// Where a stage puts what it made. May wait for room.
 #[derive(Debug)]
 pub struct Outlet<T> {
@@ -117,7 +122,7 @@ impl StopError {
 
     /// Whether this only says that somebody else stopped: such errors never hide the cause.
     pub(crate) fn is_echo(&self) -> bool {
-        self.0.is::<Closed>() || self.0.is::<Stopped>()
+        self.0.is::<Closed>() || self.0.is::<Stopped>() || self.0.is::<Unfinished>()
     }
 
     pub(crate) fn into_inner(self) -> Box<dyn Error + Send + Sync> {

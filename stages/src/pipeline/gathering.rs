@@ -8,7 +8,7 @@ use kinesin_backpressure::{Receiver, Sender};
 use kinesin_stream::ids::{MfovId, SectionId};
 use kinesin_stream::ledger::Ledger;
 use kinesin_stream::runner::RunToken;
-use kinesin_stream::stage::StopError;
+use kinesin_stream::stage::{StopError, Unfinished};
 
 use super::front::settled;
 use super::gather::{Gather, MfovDone};
@@ -75,7 +75,7 @@ pub(super) fn work(
         return Ok(());
     }
     let text = format!("tiles ended before {} was complete; run the same command again to continue", open.join(", "));
-    Err(std::io::Error::other(text).into())
+    Err(Unfinished(text).into())
 }
 
 /// A section with what of it an earlier run made durable: small, whatever the number of tiles.
