@@ -20,6 +20,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
+// Its allocator is the program's.
+use kinesin as _;
 use kinesin_acquire::admit::{AdmitConfig, OnEvent, admit};
 use kinesin_acquire::instrument::{Command, Event, Instrument, InstrumentError, RawImage, RawTile};
 use kinesin_backpressure::spool::SpoolConfig;
