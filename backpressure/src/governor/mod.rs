@@ -263,7 +263,8 @@ impl Governor {
         let Some(buffer) = self.buffers.get(&reading.name) else { return true };
         let (held, capacity) = (reading.held as f64, reading.capacity as f64);
         if self.rung == Rung::Hold {
-            return held <= capacity - GO_FROM * self.reserve(reading);
+            // What holding cannot help keeps nobody held: tiles of mFOVs that only the instrument can end.
+            return reading.deepest < Rung::Hold || held <= capacity - GO_FROM * self.reserve(reading);
         }
         // What this rung does not help cannot keep it; above all a spool that fills because no tiles are taken.
         if reading.deepest < self.rung || self.is_quiet(buffer, reading) {

@@ -304,6 +304,21 @@ fn the_default_keys_have_no_problems_and_swapped_ones_are_told() {
 }
 
 #[test]
+fn a_held_scope_goes_on_when_nothing_that_is_whole_waits_in_its_spool() {
+    let mut governor = Governor::scope(GovernConfig::default(), Control { slow: true, hold: true });
+    let mut spool = Tank::of("spool", 8.0);
+    for t in 0..60 {
+        spool.flow(governor.pace().share() * SECOND, 0.0);
+        governor.step(Duration::from_secs(t), &[spool.reading(Rung::Hold)]);
+    }
+    assert_eq!(governor.pace(), Pace::Hold);
+    // The rest are tiles of mFOVs that are not over: only the instrument can end them, so that they can be sent.
+    let paces: Vec<_> =
+        (60..80).map(|t| governor.step(Duration::from_secs(t), &[spool.reading(Rung::Slow)]).pace).collect();
+    assert!(paces.iter().any(|p| p.share() > 0.0), "{paces:?}");
+}
+
+#[test]
 fn sections_that_come_whole_do_not_look_like_a_flood() {
     let (mut governor, mut line) = (Governor::head(GovernConfig::default()), Tank::of("line", 480.0));
     // A section of a minute comes whole, is drawn within its minute, and is then whole in the volume.

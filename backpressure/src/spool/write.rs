@@ -19,12 +19,24 @@ impl Spool {
     pub(super) fn put(&self, kind: Kind, record: &Record<'_>) -> Result<Put, SpoolError> {
         assert!(record.head.len() <= MOST_HEAD, "a head of {} bytes", record.head.len());
         let payload = u32::try_from(record.payload.len()).unwrap_or_else(|_| panic!("a record of 4 GiB and more"));
-        let length = record::length(record.head.len(), record.payload.len());
         let mut writer = lock(&self.0.writer);
-        if writer.active.as_ref().is_some_and(|a| a.len > 0 && a.len + length > self.0.segment) {
-            self.seal(&mut writer)?;
+        let spare = writer.spare.is_some();
+        match self.put_once(&mut writer, kind, record, payload)? {
+            Put::NoRoom(NoRoom::Disk) if spare => {
+                // The spare may have been what filled the disk.
+                self.drop_slack(&mut writer)?;
+                self.put_once(&mut writer, kind, record, payload)
+            }
+            done => Ok(done),
         }
-        if let Some(none) = self.no_room(&mut writer, kind, length)? {
+    }
+
+    fn put_once(&self, writer: &mut Writer, kind: Kind, record: &Record<'_>, payload: u32) -> Result<Put, SpoolError> {
+        let length = record::length(record.head.len(), record.payload.len());
+        if writer.active.as_ref().is_some_and(|a| a.len > 0 && a.len + length > self.0.segment) {
+            self.seal(writer)?;
+        }
+        if let Some(none) = self.no_room(writer, kind, length)? {
             return Ok(Put::NoRoom(none));
         }
         let synced = writer.synced;
@@ -47,7 +59,7 @@ impl Spool {
         let written = written.and_then(|()| active.file.write_all_at(record.payload, active.len + front.len() as u64));
         if let Err(source) = written {
             let path = segment_path(&self.0.config.folder, active.number);
-            return if is_full(&source) && self.drop_slack(&mut writer).is_ok() {
+            return if is_full(&source) && self.drop_slack(writer).is_ok() {
                 Ok(Put::NoRoom(NoRoom::Disk))
             } else {
                 Err(SpoolError::io("write", &path)(source))
@@ -96,18 +108,28 @@ impl Spool {
         let path = segment_path(&self.0.config.folder, number);
         let (file, on_disk) = match writer.spare.take() {
             None => (File::create_new(&path).map_err(SpoolError::io("make", &path))?, 0),
-            Some(length) => {
-                std::fs::rename(self.spare_path(), &path).map_err(SpoolError::io("rename", &path))?;
-                // Before its bytes change: under its old name they would look damaged.
-                recover::sync_folder(&self.0.config.folder)?;
-                (OpenOptions::new().write(true).open(&path).map_err(SpoolError::io("open", &path))?, length)
-            }
+            Some(length) => match self.take_spare(&path) {
+                Ok(file) => (file, length),
+                Err(error) => {
+                    // Whatever name it has by now: not counted any more, it must be gone.
+                    remove(&self.spare_path())?;
+                    remove(&path)?;
+                    return Err(error);
+                }
+            },
         };
         writer.active = Some(Active { number, file: Arc::new(file), len: 0, on_disk });
         writer.next += 1;
         writer.new_names = true;
         lock(&self.0.state).segments.insert(number, Segment::default());
         Ok(())
+    }
+
+    fn take_spare(&self, path: &Path) -> Result<File, SpoolError> {
+        std::fs::rename(self.spare_path(), path).map_err(SpoolError::io("rename", path))?;
+        // Before its bytes change: under its old name they would look damaged.
+        recover::sync_folder(&self.0.config.folder)?;
+        OpenOptions::new().write(true).open(path).map_err(SpoolError::io("open", path))
     }
 
     /// Ends the segment in hand; deletes it where all of it is released.
@@ -148,8 +170,8 @@ impl Spool {
         writer.dirty.retain(|(n, _)| *n != number);
         let path = segment_path(&self.0.config.folder, number);
         let length = path.metadata().map_or(0, |m| m.len());
-        if writer.spare.is_none() && length >= self.0.segment / 2 && length <= self.0.segment * 2 {
-            std::fs::rename(&path, self.spare_path()).map_err(SpoolError::io("rename", &path))?;
+        let fits = writer.spare.is_none() && length >= self.0.segment / 2 && length <= self.0.segment * 2;
+        if fits && std::fs::rename(&path, self.spare_path()).is_ok() {
             writer.spare = Some(length);
         } else {
             remove(&path)?;

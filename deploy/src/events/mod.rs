@@ -257,7 +257,10 @@ impl fmt::Display for Event {
                 write!(f, "{file}, byte {offset}: {bytes} bytes damaged at rest; check that disk")
             }
             Self::SpoolCut { file, bytes, .. } => {
-                write!(f, "{file}: the last {bytes} bytes were torn; nothing that was told kept is in them")
+                write!(
+                    f,
+                    "{file}: {bytes} bytes behind the last record were cut off: torn, or left from before; nothing that was told kept is in them"
+                )
             }
             Self::TileLost { mfov, tiles, reason } => write!(f, "{mfov}: {} lost: {reason}", some(tiles)),
             Self::TileDuplicate { mfov, tiles, same, other } => write!(

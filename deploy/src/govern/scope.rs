@@ -93,7 +93,9 @@ impl ScopeGovernor {
                     continue;
                 }
                 governor.control(Control { slow: now.slowable, hold: now.holdable });
-                let reading = spool_reading(&now, mfov, Rung::Hold);
+                // Where no whole mFOV waits, nothing is sent while the instrument is held; admission holds it where all is full.
+                let deepest = if now.oldest_ms > 0 { Rung::Hold } else { Rung::Slow };
+                let reading = spool_reading(&now, mfov, deepest);
                 let decision = governor.step(start.elapsed(), std::slice::from_ref(&reading));
                 let figures = governor.figures(&reading);
                 let seconds = std::mem::replace(&mut last, Instant::now()).elapsed().as_secs_f64();

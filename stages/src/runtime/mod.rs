@@ -81,6 +81,7 @@ pub struct ChosenProvider {
     /// Number format in the network.
     pub precision: Precision,
     /// The loaded ONNX Runtime library.
+    #[serde(rename = "library")]
     pub dylib: PathBuf,
     /// Its version as in its file name, empty where that has none.
     pub version: String,

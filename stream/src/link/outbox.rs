@@ -137,13 +137,14 @@ impl Outbox {
 
     /// The head has entered a section and says which of it is durable.
     pub(super) fn answered(&self, section: SectionId, durable: &[MfovId]) -> Result<(), End> {
-        let mut state = lock(&self.state);
-        match state.promises.get_mut(&section).filter(|p| p.told) {
-            Some(promise) => promise.answered = true,
-            None => return Ok(()),
+        if !lock(&self.state).promises.get(&section).is_some_and(|p| p.told) {
+            return Ok(());
         }
-        drop(state);
+        // Before others of the section may go: what the head has is not sent.
         durable.iter().try_for_each(|mfov| self.settle(*mfov))?;
+        if let Some(promise) = lock(&self.state).promises.get_mut(&section) {
+            promise.answered = true;
+        }
         self.forget_if_over(section)?;
         self.answers.send_modify(|n| *n += 1);
         self.moved();

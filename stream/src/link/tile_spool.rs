@@ -195,15 +195,14 @@ impl TileSpool {
         self.0.release(group(mfov))
     }
 
-    /// The table of an mFOV.
-    pub(super) fn table(&self, reader: &mut Reader, end: Position) -> Result<Vec<Entry>, SpoolError> {
-        let table = reader.whole(end)?.unwrap_or_default();
-        Ok(decode(&table))
+    /// The table of an mFOV; `None` once it was released.
+    pub(super) fn table(&self, reader: &mut Reader, end: Position) -> Result<Option<Vec<Entry>>, SpoolError> {
+        Ok(reader.whole(end)?.map(|table| decode(&table)))
     }
 
     fn shipment(&self, mfov: MfovId, end: Position) -> Result<Shipment, SpoolError> {
         let mut shipment = Shipment { mfov, tiles: 0, losses: 0, bytes: 0, end };
-        for entry in self.table(&mut self.0.reader(), end)? {
+        for entry in self.table(&mut self.0.reader(), end)?.unwrap_or_default() {
             match entry {
                 Entry::Tile(head, _) => {
                     shipment.tiles += 1;
