@@ -324,7 +324,7 @@ pub enum PrecisionArg {
 pub enum ScheduleArg {
     /// The published walk, voxel for voxel.
     Reference,
-    /// About half the evaluations for labels as good.
+    /// About half the evaluations for labels nearly as good.
     Thrifty,
 }
 

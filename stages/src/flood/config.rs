@@ -29,12 +29,12 @@ pub struct FloodConfig {
     /// Blocks per network call of one worker. Default 1: batches gain nothing on a CPU; 16 serves a GPU. Never changes results.
     pub batch: Option<usize>,
     /// Which positions of the field of view are run: `reference`, all as in the published runs, or `thrifty`, about half for
-    /// labels as good. Default `reference`.
+    /// labels nearly as good. Default `reference`.
     pub schedule: Schedule,
     /// How thrifty; only with that schedule.
     pub thrifty: Option<ThriftyRule>,
     /// Coarser than any schedule: share of a field of view that must be unexplored for it to be run at all. Default 0 (off);
-    /// 0.05 costs about a fifth less than `thrifty` and loses some coverage.
+    /// 0.05 halves the evaluations and loses some coverage.
     pub skip_explored: f64,
     /// When two floods are one object.
     pub join: JoinRule,

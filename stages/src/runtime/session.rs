@@ -15,6 +15,8 @@ use crate::model::{Graph, GraphPort};
 /// Name of the provider in the plug-in; others such as `.AUTO` are registered too, so it is matched exactly.
 pub(super) const OPENVINO: &str = "OpenVINOExecutionProvider";
 
+const CPU: &str = "CPUExecutionProvider";
+
 const SELF_TEST: &[u8] = include_bytes!("selftest.onnx");
 
 pub(super) struct OrtNetwork {
@@ -127,7 +129,7 @@ fn commit(
 ) -> Result<Session, String> {
     let mut builder = base(env, graph, batch).map_err(|e| e.to_string())?;
     builder = match provider {
-        Provider::Cpu | Provider::Auto => builder,
+        Provider::Cpu | Provider::Auto => on_cpu(env, builder)?,
         Provider::OpenVino => on_openvino(env, builder, hint)?,
         Provider::Cuda => on_gpu(builder, CUDA::default().with_tf32(false).build())?,
         Provider::TensorRt => on_gpu(builder, TensorRT::default().build())?,
@@ -141,6 +143,15 @@ fn base(env: &Environment, graph: &Graph, batch: usize) -> ort::Result<SessionBu
         builder = builder.with_dimension_override(name, batch as i64)?;
     }
     Ok(builder.with_deterministic_compute(true)?)
+}
+
+/// By name: a session without any would be given to a plug-in that is registered, with the plug-in's own precision.
+fn on_cpu(env: &Environment, builder: SessionBuilder) -> Result<SessionBuilder, String> {
+    let devices: Vec<_> = env.devices().filter(|d| d.ep().is_ok_and(|name| name == CPU)).take(1).collect();
+    if devices.is_empty() {
+        return Err("the runtime offers no CPU provider".into());
+    }
+    builder.with_devices(devices, None).map_err(|e| e.to_string())
 }
 
 fn on_openvino(env: &Environment, builder: SessionBuilder, hint: &str) -> Result<SessionBuilder, String> {

@@ -173,3 +173,26 @@ fn what_cannot_be_segmented_is_told_before_anything_is_made() {
     let list = settings(&place, "far.csv", "z,y,x\n3,64,3\n");
     refused(&["--seeds", text(&list)], &["point 1 (3, 64, 3) is outside"]);
 }
+
+#[test]
+fn floods_without_finite_numbers_are_losses_and_a_network_that_gives_none_stops_the_run() {
+    let place = Place::new();
+    let (volume, model, out) = (place.path("volume.tif"), place.path("overflowing"), place.path("out"));
+    grey(&volume, 20, (64, 64));
+    let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("../stages/models/ffn-sim-16nm");
+    fs::create_dir(&model).expect("writable");
+    fs::copy(shipped.join("model.onnx"), model.join("model.onnx")).expect("the shipped model");
+    let card = fs::read_to_string(shipped.join("model.toml")).expect("the shipped model");
+    // every grey value is an infinite number of standard deviations from the mean
+    let card = card.replace("kind = \"section\"", "kind = \"fixed\"\nmean = 128.0\nsd = 1e-60");
+    fs::write(model.join("model.toml"), card).expect("writable");
+    let flood = |starts: usize| {
+        let list: Vec<[usize; 3]> = (0..starts).map(|i| [9, 20 + 4 * (i / 5), 20 + 4 * (i % 5)]).collect();
+        let list = settings(&place, "starts.json", &serde_json::to_string(&list).expect("numbers"));
+        let more = ["--model", text(&model), "--provider", "cpu", "--seeds", text(&list), "--overwrite"];
+        segment(&volume, &out, &more)
+    };
+    flood(3).expect(1);
+    assert_eq!(count(&report(&out), "floods_lost_not_finite"), 3);
+    flood(20).expect(3).says(&["16 times in a row", "normalisation"]);
+}
