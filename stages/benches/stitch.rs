@@ -1,47 +1,79 @@
-//! Accuracy and speed of match and montage on drawn sections with known truth, and on real tiles where `KINESIN_DATA` has them.
+//! Accuracy and speed of match and montage: on sections with known truth, of drawn and of recorded tissue, and on real tiles
+//! where `KINESIN_DATA` has them.
 //!
-//! `cargo bench -p kinesin-stages --bench stitch` prints a table of errors first, then timings (of all tiles' pixels).
-//! Rates of the table are per second that the thread had a core, so that other load does not count.
+//! `cargo bench -p kinesin-stages --bench stitch` prints a table of errors first, then timings; with `-- NAME` only the cases
+//! whose names hold NAME. Rates of the table are millions of pixels of all tiles per second that the thread had a core, so
+//! that other load does not count.
 
 mod synthetic;
 
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
 use kinesin_stages::inspect::{InspectConfig, inspect};
 use kinesin_stages::montage::{Montage, MontageConfig, solve};
-use std::collections::BTreeMap;
-
-use kinesin_stages::pointmatch::{MatchConfig, Matcher, Verdict, pairs};
+use kinesin_stages::pointmatch::{MatchConfig, Matcher, PairMatches, Verdict, pairs};
 use kinesin_stream::geometry::Xy;
 use kinesin_stream::ids::{BeamId, MfovId, RegionId, SectionId, SerialIndex, TileKey};
 use kinesin_stream::pixels::Pixels;
 use kinesin_stream::plan::{MfovPlan, PlannedTile, SectionPlan};
-use synthetic::{Recipe, cut, max, nominal, rms, section};
+use synthetic::{Recipe, Section, Tissue, cut, max, nominal, places, rms, section};
 
+/// The cases, each with what it is to show.
 fn cases() -> Vec<(&'static str, Recipe)> {
     let msem = Recipe::default();
+    let real = recorded();
+    let stiff = Recipe { affine: 0.0, lens_px: 0.0, ..msem.clone() };
+    let hard = Recipe {
+        rings: 2,
+        mfovs: 3,
+        overlap: 0.06,
+        noise: 45.0,
+        affine: 2e-3,
+        lens_px: 3.0,
+        blank: vec![(0, 3), (1, 11), (2, 7)],
+        lost: vec![(0, 14), (2, 1)],
+        ..msem.clone()
+    };
+    let nineteen = Recipe { rings: 2, ..real.clone() };
+    let small = Recipe {
+        size: (150, 132),
+        overlap: 0.12,
+        stage_px: 3.0,
+        lens_px: 0.5,
+        tissue: Tissue::Drawn(25.0),
+        ..msem.clone()
+    };
     vec![
-        ("msem61", msem.clone()),
-        ("msem61_rigid", Recipe { affine: 0.0, lens_px: 0.0, ..msem.clone() }),
-        (
-            "msem_hard",
-            Recipe {
-                rings: 2,
-                overlap: 0.06,
-                noise: 45.0,
-                affine: 2e-3,
-                lens_px: 3.0,
-                blank: vec![3, 11],
-                ..msem.clone()
-            },
-        ),
-        (
-            "small61",
-            Recipe { size: (150, 132), overlap: 0.12, stage_px: 3.0, lens_px: 0.5, cell_px: 25.0, ..msem.clone() },
-        ),
-        (
-            "small61_rigid",
-            Recipe { size: (150, 132), overlap: 0.12, stage_px: 3.0, lens_px: 0.0, affine: 0.0, cell_px: 25.0, ..msem },
-        ),
+        ("msem61", real.clone()),
+        ("msem61_drawn", msem.clone()),
+        ("msem61_rigid", Recipe { affine: 0.0, lens_px: 0.0, ..real.clone() }),
+        ("msem61_rigid_drawn", stiff.clone()),
+        ("msem_hard", Recipe { tissue: real.tissue.clone(), ..hard.clone() }),
+        ("msem_hard_drawn", hard),
+        // Half of a tenth each way: two neighbours may be off by a tenth.
+        ("stage_tenth", Recipe { stage_px: 51.0, overlap: 0.2, ..nineteen.clone() }),
+        ("scan_start", Recipe { scan: (4.0, 80.0), ..nineteen.clone() }),
+        ("camera", Recipe { vignette: 0.6, camera: 60.0, ..nineteen.clone() }),
+        ("periodic", Recipe { tissue: Tissue::Periodic(23.0, 0.3), ..nineteen.clone() }),
+        ("large7", Recipe { size: (3072, 2688), rings: 1, overlap: 0.06, lens_px: 4.0, ..real.clone() }),
+        ("small61", small.clone()),
+        ("small61_rigid", Recipe { lens_px: 0.0, affine: 0.0, ..small }),
     ]
+}
+
+/// 61 beams over recorded tissue where there is some, else over drawn one.
+fn recorded() -> Recipe {
+    let Some(folder) = data("kasthuri_ac4/raw") else { return Recipe::default() };
+    let images = (0..100).step_by(3).map(|z| png_image(&folder.join(format!("z{z:03}.png"))));
+    Recipe { tissue: Tissue::Recorded(Arc::new(images.collect())), ..Recipe::default() }
+}
+
+/// A folder of `KINESIN_DATA`, where it is there.
+fn data(name: &str) -> Option<PathBuf> {
+    let root = std::env::var_os("KINESIN_DATA").map_or_else(|| "../../shared/data".into(), PathBuf::from);
+    Some(root.join(name)).filter(|f| f.is_dir())
 }
 
 /// Seconds that this thread has had a core: other load does not count.
@@ -51,8 +83,15 @@ fn cpu_seconds() -> f64 {
 }
 
 fn main() {
-    real_tiles();
-    cases().into_iter().for_each(|(name, recipe)| report(name, &recipe));
+    let wanted: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
+    let asked = |name: &str| wanted.is_empty() || wanted.iter().any(|w| name.contains(w.as_str()));
+    if asked("temca") {
+        real_tiles();
+    }
+    cases().into_iter().filter(|(name, _)| asked(name)).for_each(|(name, recipe)| report(name, &recipe));
+    if asked("ten_thousand") {
+        ten_thousand();
+    }
     divan::main();
 }
 
@@ -62,7 +101,7 @@ fn report(name: &str, recipe: &Recipe) {
     let mut matcher = Matcher::new(MatchConfig::default());
     let start = cpu_seconds();
     let matches = section.matches(&mut matcher);
-    let seconds = cpu_seconds() - start;
+    let matching = cpu_seconds() - start;
     let good: Vec<_> = matches.iter().filter(|m| m.verdict == Verdict::Matched).collect();
     let errors: Vec<f64> = good.iter().flat_map(|m| section.point_errors(m)).collect();
     println!(
@@ -72,23 +111,63 @@ fn report(name: &str, recipe: &Recipe) {
         errors.len(),
         rms(&errors),
         max(&errors),
-        section.mpx() / seconds
+        section.mpx() / matching
     );
+    placed(&section, &matches, matching);
+}
+
+/// Solves and says how well; `matching` is the time spent so far, seconds.
+fn placed(section: &Section, matches: &[PairMatches], matching: f64) {
     let start = cpu_seconds();
-    let montage = solve(&section.plan, &section.present(), &matches, &MontageConfig::default());
-    let solved = cpu_seconds() - start;
+    let montage = solve(&section.plan, &section.present(), matches, &MontageConfig::default());
+    let solving = cpu_seconds() - start;
     let map = |key, x| montage.tile(key).expect("placed").0.apply(x);
-    let seams = section.seams(map);
+    let by_pair = section.seams_by_pair(map);
+    let torn = by_pair.iter().filter(|p| max(p) > 1.0).count();
+    let mut seams = by_pair.concat();
+    seams.sort_by(f64::total_cmp);
     println!(
-        "   seam rms {:.3} max {:.2} px (nominal {:.1}); place rms {:.3} px; {} tiles without matches; match and solve {:.0} Mpx per CPU-s",
+        "   seam rms {:.3} p95 {:.2} max {:.2} px, {torn} of {} pairs above 1 px (nominal {:.1}); place rms {:.3} px; {} tiles without matches",
         rms(&seams),
+        seams[seams.len() * 95 / 100],
         max(&seams),
+        by_pair.len(),
         rms(&section.seams(|key, x| nominal(&section.plan, key, x))),
         rms(&section.places(map)),
         montage.unconnected().count(),
-        section.mpx() / (seconds + solved)
     );
-    println!("   {:?}, held out {:?}", montage.stiffness, held_out(&montage));
+    println!(
+        "   {:?}, held out {:?}; solve {:.3} s; match and solve {:.0} Mpx per CPU-s",
+        montage.stiffness,
+        held_out(&montage),
+        solving,
+        section.mpx() / (matching + solving)
+    );
+}
+
+/// A section of ten thousand tiles: only the solve, from points that are off by a tenth of a pixel.
+fn ten_thousand() {
+    let section = places(&Recipe { rings: 58, ..Recipe::default() });
+    let matches = section.simulated_matches(0.1);
+    println!("ten_thousand: {} tiles, {} pairs", section.present().len(), matches.len());
+    let before = resident();
+    placed(&section, &matches, 0.0);
+    println!("   memory above that of the matches {:.0} MiB at most", peak() - before);
+}
+
+/// Resident memory now and at most, MiB.
+fn resident() -> f64 {
+    status("VmRSS:")
+}
+
+fn peak() -> f64 {
+    status("VmHWM:")
+}
+
+fn status(line: &str) -> f64 {
+    let text = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let found = text.lines().find_map(|l| l.strip_prefix(line)?.split_whitespace().next()?.parse::<f64>().ok());
+    found.unwrap_or(0.0) / 1024.0
 }
 
 fn held_out(montage: &Montage) -> Vec<String> {
@@ -123,12 +202,11 @@ fn inspect_one_tile(bencher: divan::Bencher<'_, '_>) {
 
 /// Four real tiles: the residual at the checked correspondences that come with them, which nothing here was fitted to.
 fn real_tiles() {
-    let folder = std::env::var("KINESIN_DATA").unwrap_or_else(|_| "../../shared/data".into());
-    let folder = std::path::Path::new(&folder).join("temca_tiles_2x2");
-    let Ok(text) = std::fs::read_to_string(folder.join("tiles.json")) else {
-        println!("temca: no tiles in {}; point KINESIN_DATA at the data folder", folder.display());
+    let Some(folder) = data("temca_tiles_2x2") else {
+        println!("temca: no tiles; point KINESIN_DATA at the data folder");
         return;
     };
+    let text = std::fs::read_to_string(folder.join("tiles.json")).expect("tiles.json");
     let listed: serde_json::Value = serde_json::from_str(&text).expect("tiles.json");
     let mut specs: Vec<&serde_json::Value> = listed["tiles"].as_array().expect("a list").iter().collect();
     specs.sort_by_key(|s| s["name"].as_str().map(str::to_owned));
@@ -156,6 +234,7 @@ fn real_tiles() {
                 .expect("strips")
         })
         .collect();
+    let matching = cpu_seconds() - start;
     let montage = solve(&plan, &present, &matches, &MontageConfig::default());
     let seconds = cpu_seconds() - start;
     let text = std::fs::read_to_string(folder.join("matches.json")).expect("matches.json");
@@ -174,18 +253,20 @@ fn real_tiles() {
         errors.extend(e);
     }
     errors.sort_by(f64::total_cmp);
+    let mpx = images.values().map(|t| t.data().len() as f64 / 1e6).sum::<f64>();
     println!(
-        "temca: {} points, residual rms {:.3} p95 {:.2} max {:.2} px; {:?}; {:.0} Mpx per CPU-s",
+        "temca: {} points, residual rms {:.3} p95 {:.2} max {:.2} px; {:?}; match {:.0}, match and solve {:.0} Mpx per CPU-s",
         errors.len(),
         rms(&errors),
         errors[errors.len() * 95 / 100],
         max(&errors),
         montage.stiffness,
-        images.values().map(|t| t.data().len() as f64 / 1e6).sum::<f64>() / seconds
+        mpx / matching,
+        mpx / seconds
     );
 }
 
-fn png_image(path: &std::path::Path) -> Pixels {
+fn png_image(path: &Path) -> Pixels {
     let file = std::io::BufReader::new(std::fs::File::open(path).expect("a file"));
     let mut reader = png::Decoder::new(file).read_info().expect("a PNG");
     let (width, height) = (reader.info().width as usize, reader.info().height as usize);

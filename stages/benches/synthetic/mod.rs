@@ -1,16 +1,21 @@
-//! A section of overlapping tiles drawn from a procedural texture with a known map a tile, for tests and benches of match
-//! and montage. The texture is a function of real coordinates, so warped tiles need no resampling.
+//! A section of overlapping tiles with a known map a tile, for tests and benches of match and montage. Tissue is drawn from a
+//! texture, a function of real coordinates, or from recorded images.
 //!
 //! ```text
-//! truth(x) = nominal + stage error + x + A u + lens(u),   u = x scaled to -1..1 over the tile
-//! tile(x)  = gain(u) * texture(truth(x)) + camera pattern + noise
+//! truth(x) = nominal + stage error + x + A u + lens(u) + start of scan,      u = x scaled to -1..1 over the tile
+//! tile(x)  = vignette(u) * tissue(truth(x)) + camera pattern + noise
 //! ```
 
 #![allow(dead_code, reason = "benches and tests each use a part")]
 
+mod draw;
+
+pub(crate) use draw::Tissue;
+
 use std::collections::{BTreeMap, BTreeSet};
 
-use kinesin_stages::pointmatch::{Matcher, PairMatches, pairs};
+use draw::{Random, draw, hash};
+use kinesin_stages::pointmatch::{MatchConfig, Matcher, PairMatches, PointMatch, Verdict, pairs};
 use kinesin_stream::geometry::{BoxXy, Xy};
 use kinesin_stream::ids::{BeamId, MfovId, RegionId, SectionId, SerialIndex, TileKey};
 use kinesin_stream::pixels::Pixels;
@@ -23,30 +28,57 @@ pub(crate) struct Recipe {
     pub(crate) size: (u32, u32),
     /// Rings of beams around the central one: 4 makes 61 beams.
     pub(crate) rings: i32,
+    /// Stage stops side by side, 1 to 7.
+    pub(crate) mfovs: usize,
     /// Nominal overlap as a part of a tile.
     pub(crate) overlap: f64,
-    /// Largest error of the stage along each axis, pixels (even spread).
+    /// Largest error of a tile's place along each axis, pixels (even spread).
     pub(crate) stage_px: f64,
     /// Standard deviation of each entry of the linear part about the identity.
     pub(crate) affine: f64,
     /// Bend of the lens all tiles share at the corner of a tile, pixels.
     pub(crate) lens_px: f64,
+    /// Start of scan: how far a row's first pixel is off, pixels, and over how many pixels that falls to a third.
+    pub(crate) scan: (f64, f64),
     /// Standard deviation of the noise, grey values.
     pub(crate) noise: f64,
-    /// Tiles drawn without tissue, by beam.
-    pub(crate) blank: Vec<u16>,
-    /// Distance between the membranes of the texture, pixels.
-    pub(crate) cell_px: f64,
+    /// What the corners of a tile are darker by, as a part of one.
+    pub(crate) vignette: f64,
+    /// Spread of a pattern of single pixels that is the same in every tile, grey values.
+    pub(crate) camera: f64,
+    /// Tiles drawn without tissue, by stop and beam.
+    pub(crate) blank: Vec<(u32, u16)>,
+    /// Tiles that never came, by stop and beam.
+    pub(crate) lost: Vec<(u32, u16)>,
+    /// What lies under the scope.
+    pub(crate) tissue: Tissue,
     /// Same seed, same section.
     pub(crate) seed: u64,
+    /// Same seed, same lens and camera in every section; the number of the section, for places, noise and tissue.
+    pub(crate) z: u32,
 }
 
 impl Default for Recipe {
     /// 61 beams of 1024 x 896 with everything that a scope does to them.
     fn default() -> Self {
-        let size = (1024, 896);
-        let (rings, overlap, stage_px, affine, lens_px, noise) = (4, 0.08, 15.0, 1e-3, 2.0, 12.0);
-        Self { size, rings, overlap, stage_px, affine, lens_px, noise, blank: Vec::new(), cell_px: 40.0, seed: 1 }
+        Self {
+            size: (1024, 896),
+            rings: 4,
+            mfovs: 1,
+            overlap: 0.08,
+            stage_px: 15.0,
+            affine: 1e-3,
+            lens_px: 2.0,
+            scan: (0.0, 50.0),
+            noise: 12.0,
+            vignette: 0.24,
+            camera: 0.0,
+            blank: Vec::new(),
+            lost: Vec::new(),
+            tissue: Tissue::Drawn(40.0),
+            seed: 1,
+            z: 5,
+        }
     }
 }
 
@@ -54,7 +86,7 @@ impl Default for Recipe {
 pub(crate) struct Section {
     /// The promise.
     pub(crate) plan: SectionPlan,
-    /// The images.
+    /// The images of the tiles that came.
     pub(crate) tiles: BTreeMap<TileKey, Pixels>,
     truth: BTreeMap<TileKey, Truth>,
     blank: BTreeSet<TileKey>,
@@ -66,6 +98,7 @@ struct Truth {
     half: Xy<f64>,
     linear: [[f64; 2]; 2],
     lens_px: f64,
+    scan: (f64, f64),
 }
 
 impl Truth {
@@ -78,13 +111,14 @@ impl Truth {
         let bend =
             |along: f64, across: f64| self.lens_px * 0.7 * (along * r2 + 0.3 * across * along - 0.2 * across * across);
         let moved = Xy::new(a * from_middle.x + b * from_middle.y, c * from_middle.x + d * from_middle.y);
-        self.origin + x + moved + Xy::new(bend(u.x, u.y), bend(u.y, u.x))
+        let late = if self.scan.0 == 0.0 { 0.0 } else { self.scan.0 * (-x.x / self.scan.1).exp() };
+        self.origin + x + moved + Xy::new(bend(u.x, u.y) + late, bend(u.y, u.x))
     }
 
-    /// By iteration: the map is within a percent of a shift.
+    /// By iteration: the map is within a few percent of a shift.
     fn invert(&self, at: Xy<f64>) -> Xy<f64> {
         let mut x = at - self.origin;
-        for _ in 0..20 {
+        for _ in 0..30 {
             x = x + (at - self.apply(x));
         }
         x
@@ -93,41 +127,53 @@ impl Truth {
 
 /// Draws the section.
 pub(crate) fn section(recipe: &Recipe) -> Section {
-    let id = MfovId::new(SectionId(5), RegionId(0), 0);
+    let mut section = places(recipe);
+    let seed = recipe.seed.wrapping_mul(1_000_000).wrapping_add(1000 * u64::from(recipe.z));
+    for (i, (&key, map)) in section.truth.iter().enumerate() {
+        let blank = section.blank.contains(&key);
+        section.tiles.insert(key, draw(recipe, map, blank, seed.wrapping_add(i as u64)));
+    }
+    section
+}
+
+/// The section without its images.
+pub(crate) fn places(recipe: &Recipe) -> Section {
     let (w, h) = (f64::from(recipe.size.0), f64::from(recipe.size.1));
     let pitch = Xy::new(w * (1.0 - recipe.overlap), (w * 0.75f64.sqrt()).min(h) * (1.0 - recipe.overlap));
-    let mut random = Random(hash(recipe.seed as i64, 3, 0));
-    let (mut tiles, mut images, mut truth) = (Vec::new(), BTreeMap::new(), BTreeMap::new());
-    for (beam, (column, row)) in hexagon(recipe.rings).into_iter().enumerate() {
-        let key = TileKey { mfov: id, beam: BeamId(beam as u16) };
-        let nominal = Xy::new((column * pitch.x).round(), (row * pitch.y).round());
-        let mut even = || recipe.stage_px * (2.0 * random.next() - 1.0);
-        let origin = nominal + Xy::new(even(), even());
-        let mut normal = || recipe.affine * random.normal();
-        let linear = [[normal(), normal()], [normal(), normal()]];
-        let half = Xy::new((w - 1.0) / 2.0, (h - 1.0) / 2.0);
-        let map = Truth { origin, half, linear, lens_px: recipe.lens_px };
-        let seed = recipe.seed.wrapping_mul(1000).wrapping_add(beam as u64);
-        images.insert(key, draw(recipe, &map, recipe.blank.contains(&(beam as u16)), seed));
-        truth.insert(key, map);
-        let size = Xy::new(recipe.size.0, recipe.size.1);
-        tiles.push(PlannedTile { key, name: format!("tile_{beam:03}.png"), nominal, size });
+    let mut random = Random(hash(recipe.seed as i64, 3, u64::from(recipe.z)));
+    let (mut mfovs, mut truth, mut blank) = (Vec::new(), BTreeMap::new(), BTreeSet::new());
+    for (stop, (dq, dr)) in stops(recipe.rings).into_iter().take(recipe.mfovs).enumerate() {
+        let id = MfovId::new(SectionId(recipe.z), RegionId(0), stop as u32);
+        let mut tiles = Vec::new();
+        for (beam, (q, r)) in hexagon(recipe.rings).into_iter().enumerate() {
+            let key = TileKey { mfov: id, beam: BeamId(beam as u16) };
+            let (q, r) = (f64::from(q + dq), f64::from(r + dr));
+            let nominal = Xy::new(((q + r / 2.0) * pitch.x).round(), (r * pitch.y).round());
+            let mut even = || recipe.stage_px * (2.0 * random.next() - 1.0);
+            let origin = nominal + Xy::new(even(), even());
+            let mut normal = || recipe.affine * random.normal();
+            let linear = [[normal(), normal()], [normal(), normal()]];
+            let half = Xy::new((w - 1.0) / 2.0, (h - 1.0) / 2.0);
+            if recipe.blank.contains(&(stop as u32, beam as u16)) {
+                blank.insert(key);
+            }
+            if !recipe.lost.contains(&(stop as u32, beam as u16)) {
+                truth.insert(key, Truth { origin, half, linear, lens_px: recipe.lens_px, scan: recipe.scan });
+            }
+            let size = Xy::new(recipe.size.0, recipe.size.1);
+            tiles.push(PlannedTile { key, name: format!("tile_{stop:03}_{beam:03}.png"), nominal, size });
+        }
+        mfovs.push(MfovPlan { id, revision: 0, tiles });
     }
-    let plan = SectionPlan {
-        section: SectionId(5),
-        serial: SerialIndex(0),
-        name: "synthetic".into(),
-        version: 0,
-        mfovs: vec![MfovPlan { id, revision: 0, tiles }],
-    };
-    let blank = truth.keys().copied().filter(|k| recipe.blank.contains(&k.beam.0)).collect();
-    Section { plan, tiles: images, truth, blank }
+    let (section, serial) = (SectionId(recipe.z), SerialIndex(0));
+    let plan = SectionPlan { section, serial, name: "synthetic".into(), version: 0, mfovs };
+    Section { plan, tiles: BTreeMap::new(), truth, blank }
 }
 
 impl Section {
-    /// Keys of all tiles.
+    /// Keys of all tiles that came.
     pub(crate) fn present(&self) -> BTreeSet<TileKey> {
-        self.tiles.keys().copied().collect()
+        self.truth.keys().copied().collect()
     }
 
     /// Matches of all pairs, one after the other.
@@ -138,6 +184,31 @@ impl Section {
                 let rects = matcher.rects(pair);
                 let (p, q) = (cut(&self.tiles[&pair.p], &rects.p), cut(&self.tiles[&pair.q], &rects.q));
                 matcher.match_pair(pair, &p, &q).expect("strips of the pair")
+            })
+            .collect()
+    }
+
+    /// What matching would give: six points a pair, each off by a normal error of `sd` pixels.
+    pub(crate) fn simulated_matches(&self, sd: f64) -> Vec<PairMatches> {
+        let mut random = Random(hash(11, 5, self.truth.len() as u64));
+        pairs(&self.plan, &self.present(), &MatchConfig::default())
+            .iter()
+            .map(|pair| {
+                let (p, q) = (&self.truth[&pair.p], &self.truth[&pair.q]);
+                let common = pair.overlap(pair.shift).expect("a pair overlaps");
+                let mut points = Vec::new();
+                for k in 0..6 {
+                    let t = (f64::from(k) + 0.5) / 6.0;
+                    let size = common.size();
+                    let (along, across) = if size.x > size.y { (t, 0.5) } else { (0.5, t) };
+                    let x = Xy::new(
+                        common.min.x as f64 + along * size.x as f64,
+                        common.min.y as f64 + across * size.y as f64,
+                    );
+                    let off = Xy::new(sd * random.normal(), sd * random.normal());
+                    points.push(PointMatch { p: x, q: q.invert(p.apply(x)) + off, weight: 0.8 });
+                }
+                PairMatches { p: pair.p, q: pair.q, points, confidence: 0.9, verdict: Verdict::Matched }
             })
             .collect()
     }
@@ -153,25 +224,37 @@ impl Section {
         m.points.iter().map(|x| (p.apply(x.p) - q.apply(x.q)).norm()).collect()
     }
 
-    /// Seam errors on a grid over all overlaps of tiles with tissue: how far apart `map` puts one point of tissue seen in two tiles, pixels.
-    pub(crate) fn seams(&self, map: impl Fn(TileKey, Xy<f64>) -> Xy<f64>) -> Vec<f64> {
-        let keys: Vec<TileKey> = self.tiles.keys().copied().filter(|k| !self.blank.contains(k)).collect();
+    /// Seam errors, pair by pair, on a grid over all overlaps of tiles with tissue: how far apart `map` puts one point of tissue
+    /// seen in two tiles, pixels.
+    pub(crate) fn seams_by_pair(&self, map: impl Fn(TileKey, Xy<f64>) -> Xy<f64>) -> Vec<Vec<f64>> {
+        let keys: Vec<TileKey> = self.truth.keys().copied().filter(|k| !self.blank.contains(k)).collect();
+        // Of very many tiles fewer places in each do.
+        let n = if keys.len() > 1000 { 8 } else { 24 };
         let mut errors = Vec::new();
         for (i, &a) in keys.iter().enumerate() {
             for &b in &keys[i + 1..] {
                 let (ta, tb) = (&self.truth[&a], &self.truth[&b]);
-                if (ta.origin - tb.origin).norm() > 3.0 * ta.half.norm() {
+                let away = ta.origin - tb.origin;
+                if away.x.abs() > 2.2 * ta.half.x || away.y.abs() > 2.2 * ta.half.y {
                     continue;
                 }
-                for x in grid(ta.half, 24) {
+                let seen = grid(ta.half, n).filter_map(|x| {
                     let y = tb.invert(ta.apply(x));
-                    if y.x >= 0.0 && y.y >= 0.0 && y.x <= 2.0 * tb.half.x && y.y <= 2.0 * tb.half.y {
-                        errors.push((map(a, x) - map(b, y)).norm());
-                    }
+                    let inside = y.x >= 0.0 && y.y >= 0.0 && y.x <= 2.0 * tb.half.x && y.y <= 2.0 * tb.half.y;
+                    inside.then(|| (map(a, x) - map(b, y)).norm())
+                });
+                let pair: Vec<f64> = seen.collect();
+                if !pair.is_empty() {
+                    errors.push(pair);
                 }
             }
         }
         errors
+    }
+
+    /// The same without saying which pair.
+    pub(crate) fn seams(&self, map: impl Fn(TileKey, Xy<f64>) -> Xy<f64>) -> Vec<f64> {
+        self.seams_by_pair(map).concat()
     }
 
     /// Errors of place on a grid over every tile, after the best common shift, pixels.
@@ -205,8 +288,9 @@ pub(crate) fn max(errors: &[f64]) -> f64 {
 /// A part of an image.
 pub(crate) fn cut(pixels: &Pixels, rect: &BoxXy) -> Pixels {
     let (x0, x1) = (rect.min.x as usize, rect.max.x as usize);
-    let rows = (rect.min.y..rect.max.y).flat_map(|y| &pixels.row(y as usize)[x0..x1]).copied();
-    Pixels::new(rect.size().x, rect.size().y, rows.collect::<Vec<u8>>())
+    let mut data = Vec::with_capacity(rect.size().x * rect.size().y);
+    (rect.min.y..rect.max.y).for_each(|y| data.extend_from_slice(&pixels.row(y as usize)[x0..x1]));
+    Pixels::new(rect.size().x, rect.size().y, data)
 }
 
 fn grid(half: Xy<f64>, n: usize) -> impl Iterator<Item = Xy<f64>> {
@@ -214,98 +298,23 @@ fn grid(half: Xy<f64>, n: usize) -> impl Iterator<Item = Xy<f64>> {
     (0..n * n).map(move |i| Xy::new(at(i % n, half.x), at(i / n, half.y)))
 }
 
-/// Places in units of the pitch, from the centre outward.
-fn hexagon(rings: i32) -> Vec<(f64, f64)> {
+/// Cells of a hexagon (column along a row, row), from the centre outward.
+fn hexagon(rings: i32) -> Vec<(i32, i32)> {
     let mut cells = Vec::new();
-    for row in -rings..=rings {
-        for column in -rings..=rings {
-            let distance = column.abs().max(row.abs()).max((column + row).abs());
+    for r in -rings..=rings {
+        for q in -rings..=rings {
+            let distance = q.abs().max(r.abs()).max((q + r).abs());
             if distance <= rings {
-                cells.push((distance, row, column));
+                cells.push((distance, r, q));
             }
         }
     }
     cells.sort_unstable();
-    cells.into_iter().map(|(_, row, column)| (f64::from(column) + f64::from(row) / 2.0, f64::from(row))).collect()
+    cells.into_iter().map(|(_, r, q)| (q, r)).collect()
 }
 
-fn draw(recipe: &Recipe, map: &Truth, blank: bool, seed: u64) -> Pixels {
-    let (w, h) = (recipe.size.0 as usize, recipe.size.1 as usize);
-    let mut random = Random(hash(seed as i64, 2, recipe.seed));
-    let mut data = Vec::with_capacity(w * h);
-    for y in 0..h {
-        for x in 0..w {
-            let at = Xy::new(x as f64, y as f64);
-            let (u, v) = (at.x / map.half.x - 1.0, at.y / map.half.y - 1.0);
-            let tissue = if blank { 190.0 } else { texture(map.apply(at), recipe.cell_px, recipe.seed) };
-            let vignette = 1.0 - 0.12 * (u * u + v * v);
-            // The same in every tile: stripes and specks of the detector.
-            let camera = 4.0 * ((x * 7 % 13) as f64 / 13.0 - 0.5) + 4.0 * ((y * 5 % 11) as f64 / 11.0 - 0.5);
-            let value = tissue * vignette + camera + recipe.noise * random.normal();
-            data.push(value.round().clamp(1.0, 255.0) as u8);
-        }
-    }
-    Pixels::new(w, h, data)
-}
-
-/// Membranes between cells of a jittered lattice, dark on light, with organelle-like blotches; about 40 grey values of contrast.
-fn texture(at: Xy<f64>, cell: f64, seed: u64) -> f64 {
-    let (x, y) = (at.x / cell, at.y / cell);
-    let (cx, cy) = (x.floor() as i64, y.floor() as i64);
-    let (mut first, mut second, mut shade) = (f64::MAX, f64::MAX, 0u64);
-    for j in -1..=1 {
-        for i in -1..=1 {
-            let h = hash(cx + i, cy + j, seed);
-            let (px, py) = ((cx + i) as f64 + unit(h), (cy + j) as f64 + unit(h >> 21));
-            let d = (px - x).powi(2) + (py - y).powi(2);
-            if d < first {
-                (second, first, shade) = (first, d, h);
-            } else if d < second {
-                second = d;
-            }
-        }
-    }
-    let wall = (second.sqrt() - first.sqrt()) * cell;
-    let membrane = 95.0 * (-(wall / 6.0).powi(2)).exp();
-    let inside = 30.0 * (unit(shade >> 42) - 0.5);
-    185.0 - membrane
-        + inside
-        + 22.0 * value_noise(at * (1.0 / 7.0), seed)
-        + 18.0 * value_noise(at * (1.0 / 29.0), seed + 9)
-}
-
-/// Smooth noise of unit lattice, about -1 to 1.
-fn value_noise(at: Xy<f64>, seed: u64) -> f64 {
-    let (cx, cy) = (at.x.floor() as i64, at.y.floor() as i64);
-    let ease = |t: f64| t * t * (3.0 - 2.0 * t);
-    let (u, v) = (ease(at.x - cx as f64), ease(at.y - cy as f64));
-    let corner = |i, j| 2.0 * unit(hash(cx + i, cy + j, seed ^ 0x5555)) - 1.0;
-    let top = corner(0, 0) * (1.0 - u) + corner(1, 0) * u;
-    let bottom = corner(0, 1) * (1.0 - u) + corner(1, 1) * u;
-    top * (1.0 - v) + bottom * v
-}
-
-fn hash(x: i64, y: i64, seed: u64) -> u64 {
-    let mut h = (x as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ (y as u64).wrapping_mul(0xC2B2_AE3D_27D4_EB4F) ^ seed;
-    h = (h ^ (h >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    h = (h ^ (h >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-    h ^ (h >> 31)
-}
-
-fn unit(h: u64) -> f64 {
-    (h & 0x1F_FFFF) as f64 / f64::from(1 << 21)
-}
-
-/// A small generator with a fixed sequence a seed.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> f64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        (hash(self.0 as i64, 1, 0) >> 11) as f64 / (1u64 << 53) as f64
-    }
-
-    fn normal(&mut self) -> f64 {
-        (self.next() + self.next() + self.next() + self.next() - 2.0) * 3.0f64.sqrt()
-    }
+/// Middles of seven hexagons of so many rings that leave no gap, in cells.
+fn stops(n: i32) -> [(i32, i32); 7] {
+    let (a, b) = ((n + 1, n), (-n, 2 * n + 1));
+    [(0, 0), a, (a.0 + b.0, a.1 + b.1), b, (-a.0, -a.1), (-a.0 - b.0, -a.1 - b.1), (-b.0, -b.1)]
 }

@@ -2,7 +2,10 @@
 
 use kinesin_stream::geometry::Xy;
 
-use super::sparse::Normal;
+use super::sparse::{Local, Normal, Pattern};
+
+/// Largest move of a round after which the weights are left as they are, pixels.
+const SETTLED_PX: f64 = 0.05;
 
 /// A pair of tiles (indexes) and how far apart the nominal places put its points: `nominal p - nominal q`, median, pixels.
 #[derive(Clone, Copy, Debug)]
@@ -26,7 +29,7 @@ pub(super) fn rigid(tiles: usize, links: &[Link], tolerance: f64) -> (Vec<Xy<f64
     let mut kept = vec![true; links.len()];
     let mut moves = vec![Xy::default(); tiles];
     for _ in 0..=links.len() {
-        moves = least_deviations(tiles, links, &kept);
+        moves = least_deviations(tiles, links, &kept, &moves);
         let off: Vec<f64> = links.iter().zip(&kept).map(|(l, &k)| if k { l.residual(&moves) } else { 0.0 }).collect();
         let worst = off.iter().copied().fold(0.0, f64::max);
         if worst <= tolerance {
@@ -39,21 +42,29 @@ pub(super) fn rigid(tiles: usize, links: &[Link], tolerance: f64) -> (Vec<Xy<f64
     (moves, kept)
 }
 
-fn least_deviations(tiles: usize, links: &[Link], kept: &[bool]) -> Vec<Xy<f64>> {
-    let mut moves = vec![Xy::default(); tiles];
+fn least_deviations(tiles: usize, links: &[Link], kept: &[bool], from: &[Xy<f64>]) -> Vec<Xy<f64>> {
+    let mut moves = from.to_vec();
+    let mut pattern = Pattern::default();
     for round in 0..15 {
         let mut normal = Normal::new(vec![1; tiles]);
         for (link, _) in links.iter().zip(kept).filter(|(_, k)| **k) {
             let weight = if round == 0 { 1.0 } else { 1.0 / link.residual(&moves).max(0.3) };
             let [i, j] = link.tiles;
-            normal.add(&[(i, &[1.0]), (j, &[-1.0])], weight, [-link.gap.x, -link.gap.y]);
+            let mut local = Local::new(vec![(i, 1), (j, 1)]);
+            local.add(&[1.0, -1.0], weight, [-link.gap.x, -link.gap.y]);
             // Where two links contradict each other and nothing else speaks, the stage does.
-            normal.add(&[(i, &[1.0]), (j, &[-1.0])], 0.01, [0.0; 2]);
+            local.add(&[1.0, -1.0], 0.01, [0.0; 2]);
+            normal.add(&local);
         }
         // Holds the whole and every part that is not linked to the rest at its nominal place.
         (0..tiles).for_each(|i| normal.pull(i, 0, 1e-5, [0.0; 2]));
-        let Some(found) = normal.solve() else { return moves };
+        let Some(found) = normal.solve(&mut pattern) else { return moves };
+        let before = std::mem::take(&mut moves);
         moves = found.into_iter().map(|[x, y]| Xy::new(x, y)).collect();
+        let changed = moves.iter().zip(&before).map(|(m, b)| (*m - *b).norm()).fold(0.0, f64::max);
+        if round > 0 && changed < SETTLED_PX {
+            break;
+        }
     }
     moves
 }

@@ -8,12 +8,15 @@
 //! `rho` is Huber's, by reweighting; `s` are the configured spreads. The pull on the constant term is the stage, which with
 //! the pull on the linear terms fixes scale, rotation and place of the whole section: overlaps alone cannot.
 
+use std::collections::BTreeSet;
+
 use kinesin_stream::geometry::Xy;
+use kinesin_stream::plan::PlannedTile;
 use serde::{Deserialize, Serialize};
 
 use super::MontageConfig;
 use super::basis::{Frame, MAX_TERMS, degree_of, terms};
-use super::sparse::Normal;
+use super::sparse::{Local, Normal, Pattern};
 
 /// Which tiles share a lens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,6 +41,8 @@ pub struct Stiffness {
 
 /// Degree of a shared lens.
 const LENS_DEGREE: usize = 3;
+/// How often the weights are taken from the fit before.
+const ROUNDS: usize = 4;
 
 impl Stiffness {
     /// From stiff to soft, the order in which they are tried.
@@ -123,6 +128,34 @@ impl Fit {
 }
 
 impl Problem {
+    /// The same for the `most` tiles nearest to the middle of the section; `None` where there are not twice as many.
+    pub(super) fn middle(&self, tiles: &[&PlannedTile], most: usize) -> Option<Self> {
+        if tiles.len() < 2 * most {
+            return None;
+        }
+        let mean = tiles.iter().fold(Xy::default(), |s, t| s + t.nominal) * (1.0 / tiles.len() as f64);
+        let mut order: Vec<usize> = (0..tiles.len()).collect();
+        let away = |i: usize| (tiles[i].nominal - mean).norm();
+        order.sort_by(|&a, &b| away(a).total_cmp(&away(b)).then(a.cmp(&b)));
+        order.truncate(most);
+        order.sort_unstable();
+        let place = |i: usize| order.binary_search(&i).ok();
+        let pairs = self.pairs.iter().filter_map(|p| {
+            let tiles = [place(p.tiles[0])?, place(p.tiles[1])?];
+            Some(PairPoints { tiles, points: p.points.clone() })
+        });
+        let pairs = pairs.collect();
+        let distinct: BTreeSet<usize> = order.iter().map(|&i| self.beams[i]).collect();
+        let distinct: Vec<usize> = distinct.into_iter().collect();
+        Some(Self {
+            frames: order.iter().map(|&i| self.frames[i]).collect(),
+            beams: order.iter().map(|&i| distinct.partition_point(|&b| b < self.beams[i])).collect(),
+            pairs,
+            start: order.iter().map(|&i| self.start[i]).collect(),
+            stage_sd: self.stage_sd,
+        })
+    }
+
     /// Fits all points but those of part `held`. `None` where the equations cannot be solved.
     pub(super) fn fit(&self, stiffness: Stiffness, held: Option<usize>, config: &MontageConfig) -> Option<Fit> {
         let groups: Vec<Option<usize>> = match stiffness.lens {
@@ -131,9 +164,10 @@ impl Problem {
             Lens::Beam => self.beams.iter().map(|&b| Some(b)).collect(),
         };
         let mut fit: Option<Fit> = None;
-        for _ in 0..4 {
+        let mut pattern = Pattern::default();
+        for _ in 0..ROUNDS {
             let normal = self.normal(stiffness, &groups, held, fit.as_ref(), config);
-            let solution = normal.solve()?;
+            let solution = normal.solve(&mut pattern)?;
             let take = |block: usize, n: usize| solution[normal.start(block)..normal.start(block) + n].to_vec();
             let tiles = self.frames.len();
             let lenses = groups.iter().flatten().max().map_or(0, |g| g + 1);
@@ -159,15 +193,16 @@ impl Problem {
         let lenses = groups.iter().flatten().max().map_or(0, |g| g + 1);
         let mut normal = Normal::new((0..tiles).map(|_| own).chain((0..lenses).map(|_| shared)));
         for pair in &self.pairs {
+            let mut sums = PairSums::new(pair.tiles, groups, (own, shared, tiles));
             for point in pair.points.iter().filter(|p| Some(p.fold) != held) {
                 let off = match before {
                     Some(fit) => fit.residual(pair.tiles, point),
                     // The rigid placement leaves lens and tilt: only what is far beyond them is held back.
                     None => (point.gap + self.start[pair.tiles[0]] - self.start[pair.tiles[1]]).norm() / 4.0,
                 };
-                let weight = point.weight * config.huber_px / off.max(config.huber_px);
-                add_point(&mut normal, pair.tiles, groups, point, (own, shared, tiles), weight);
+                sums.add(point, point.weight * config.huber_px / off.max(config.huber_px));
             }
+            normal.add(&sums.local);
         }
         let pull = |sd: f64| (config.point_sd_px / sd).powi(2);
         let halves = |f: &Frame| config.affine_sd * (f.half.x + f.half.y) / 2.0;
@@ -192,28 +227,52 @@ impl Problem {
     }
 }
 
-fn add_point(
-    normal: &mut Normal,
-    [i, j]: [usize; 2],
-    groups: &[Option<usize>],
-    point: &Point,
-    (own, shared, tiles): (usize, usize, usize),
-    weight: f64,
-) {
-    let [p, q] = &*point.values;
-    let minus = |values: &[f64]| values.iter().map(|v| -v).collect::<Vec<f64>>();
-    let q_own = minus(&q[..own]);
-    let target = [-point.gap.x, -point.gap.y];
-    match (groups[i], groups[j]) {
-        (Some(a), Some(b)) if a == b => {
-            let both: Vec<f64> = p[1..=shared].iter().zip(&q[1..=shared]).map(|(p, q)| p - q).collect();
-            normal.add(&[(i, &p[..own]), (j, &q_own), (tiles + a, &both)], weight, target);
+/// The sums of one pair: its tiles' terms, then those of the lens they share or of both lenses.
+struct PairSums {
+    local: Local,
+    own: usize,
+    shared: usize,
+    lenses: Lenses,
+    row: Vec<f64>,
+}
+
+enum Lenses {
+    None,
+    One,
+    Two,
+}
+
+impl PairSums {
+    fn new([i, j]: [usize; 2], groups: &[Option<usize>], (own, shared, tiles): (usize, usize, usize)) -> Self {
+        let mut parts = vec![(i, own), (j, own)];
+        let lenses = match (groups[i], groups[j]) {
+            (Some(a), Some(b)) if a == b => {
+                parts.push((tiles + a, shared));
+                Lenses::One
+            }
+            (Some(a), Some(b)) => {
+                parts.extend([(tiles + a, shared), (tiles + b, shared)]);
+                Lenses::Two
+            }
+            _ => Lenses::None,
+        };
+        Self { local: Local::new(parts), own, shared, lenses, row: Vec::new() }
+    }
+
+    fn add(&mut self, point: &Point, weight: f64) {
+        let [p, q] = &*point.values;
+        let (p_lens, q_lens) = (&p[1..=self.shared], &q[1..=self.shared]);
+        self.row.clear();
+        self.row.extend_from_slice(&p[..self.own]);
+        self.row.extend(q[..self.own].iter().map(|v| -v));
+        match self.lenses {
+            Lenses::None => {}
+            Lenses::One => self.row.extend(p_lens.iter().zip(q_lens).map(|(p, q)| p - q)),
+            Lenses::Two => {
+                self.row.extend_from_slice(p_lens);
+                self.row.extend(q_lens.iter().map(|v| -v));
+            }
         }
-        (Some(a), Some(b)) => {
-            let q_lens = minus(&q[1..=shared]);
-            let parts = [(i, &p[..own]), (j, &q_own[..]), (tiles + a, &p[1..=shared]), (tiles + b, &q_lens[..])];
-            normal.add(&parts, weight, target);
-        }
-        _ => normal.add(&[(i, &p[..own]), (j, &q_own)], weight, target),
+        self.local.add(&self.row, weight, [-point.gap.x, -point.gap.y]);
     }
 }

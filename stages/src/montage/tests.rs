@@ -85,7 +85,7 @@ fn wrong_pairs_are_dropped_and_named() {
 
 #[test]
 fn a_tile_without_matches_goes_where_its_neighbours_went_and_is_marked() {
-    let section = section(&Recipe { blank: vec![0], stage_px: 0.0, ..nineteen() });
+    let section = section(&Recipe { blank: vec![(0, 0)], stage_px: 0.0, ..nineteen() });
     let mut matches = matches_of(&section);
     // All other tiles are seen 4 px further right than planned, but for the pair that would say nothing.
     let lone = section.plan.tiles().next().expect("19 tiles").key;

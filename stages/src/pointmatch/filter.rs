@@ -54,10 +54,7 @@ pub(super) fn band_pass(plane: &mut Plane, sigma: f64, radius: f64) {
         return;
     }
     smooth(plane, sigma);
-    let mut slow = plane.clone();
-    let half = (radius.round() as usize).max(2);
-    local_mean(&mut slow, half);
-    plane.data.iter_mut().zip(&slow.data).for_each(|(v, s)| *v -= s);
+    less_local_mean(plane, (radius.round() as usize).max(2));
     // Patterns of a camera or of a scan that are the same in all rows or columns would match where nothing else does.
     if plane.width >= MEANS_FROM {
         less_row_means(plane);
@@ -65,7 +62,7 @@ pub(super) fn band_pass(plane: &mut Plane, sigma: f64, radius: f64) {
     if plane.height >= MEANS_FROM {
         less_column_means(plane);
     }
-    let square: f64 = plane.data.chunks(1024).map(|c| f64::from(c.iter().map(|v| v * v).sum::<f32>())).sum();
+    let square: f64 = plane.data.chunks(1024).map(|c| f64::from(energy(c))).sum();
     let spread = (square / plane.data.len() as f64).sqrt();
     // Rounding of a flat field is no signal.
     let limit = if spread < 0.01 { 0.0 } else { 4.0 * spread as f32 };
@@ -84,10 +81,13 @@ fn smooth(plane: &mut Plane, sigma: f64) {
     let (width, height) = (plane.width, plane.height);
     let mut padded = vec![0.0f32; width + 2 * radius];
     for y in 0..height {
-        for (i, v) in padded.iter_mut().enumerate() {
-            *v = plane.data[y * width + mirrored(i as i64 - radius as i64, width)];
+        let row = plane.row_mut(y);
+        padded[radius..radius + width].copy_from_slice(row);
+        for i in 0..radius {
+            padded[i] = row[mirrored(i as i64 - radius as i64, width)];
+            padded[radius + width + i] = row[mirrored((width + i) as i64, width)];
         }
-        weigh(plane.row_mut(y), &bell, |offset| {
+        weigh(row, &bell, |offset| {
             let start = (radius as i64 + offset) as usize;
             &padded[start..start + width]
         });
@@ -118,46 +118,80 @@ fn mirrored(i: i64, n: usize) -> usize {
     (if i > last { 2 * last - i } else { i }) as usize
 }
 
-/// Mean over the part of a `2 half + 1` square window that lies inside.
-fn local_mean(plane: &mut Plane, half: usize) {
+/// Takes away the mean over the part of a `2 half + 1` square window that lies inside.
+fn less_local_mean(plane: &mut Plane, half: usize) {
     let (width, height) = (plane.width, plane.height);
-    let mut line = vec![0.0f32; width];
+    let inside = |i: usize, n: usize| 1.0 / ((i + half).min(n - 1) + 1 - i.saturating_sub(half)) as f32;
+    let shares: Vec<f32> = (0..width).map(|x| inside(x, width)).collect();
+    let mut across = Plane { width, height, data: vec![0.0; width * height] };
+    let mut lines = [vec![0.0f32; width + 2 * half], vec![0.0f32; width + 2 * half]];
     for y in 0..height {
-        let row = plane.row_mut(y);
-        let mut sum: f32 = row[..half.min(width)].iter().sum();
-        for (x, o) in line.iter_mut().enumerate() {
-            if x + half < width {
-                sum += row[x + half];
-            }
-            if x > half {
-                sum -= row[x - half - 1];
-            }
-            *o = sum / ((x + half).min(width - 1) + 1 - x.saturating_sub(half)) as f32;
-        }
-        row.copy_from_slice(&line);
+        let out = across.row_mut(y);
+        window_sums(plane.row(y), half, out, &mut lines);
+        out.iter_mut().zip(&shares).for_each(|(o, s)| *o *= s);
     }
-    let source = plane.clone();
-    line.fill(0.0);
+    let mut sums = vec![0.0f32; width];
     for y in 0..half.min(height) {
-        line.iter_mut().zip(source.row(y)).for_each(|(s, v)| *s += v);
+        sums.iter_mut().zip(across.row(y)).for_each(|(s, v)| *s += v);
     }
     for y in 0..height {
         if y + half < height {
-            line.iter_mut().zip(source.row(y + half)).for_each(|(s, v)| *s += v);
+            sums.iter_mut().zip(across.row(y + half)).for_each(|(s, v)| *s += v);
         }
         if y > half {
-            line.iter_mut().zip(source.row(y - half - 1)).for_each(|(s, v)| *s -= v);
+            sums.iter_mut().zip(across.row(y - half - 1)).for_each(|(s, v)| *s -= v);
         }
-        let share = 1.0 / ((y + half).min(height - 1) + 1 - y.saturating_sub(half)) as f32;
-        plane.row_mut(y).iter_mut().zip(&line).for_each(|(o, s)| *o = s * share);
+        let share = inside(y, height);
+        plane.row_mut(y).iter_mut().zip(&sums).for_each(|(v, s)| *v -= s * share);
     }
+}
+
+/// `out[i]` becomes the sum of `row` from `i - half` to `i + half`, nothing beyond the ends. From sums over powers of two, so
+/// that no sum waits for the one before.
+fn window_sums(row: &[f32], half: usize, out: &mut [f32], [line, next]: &mut [Vec<f32>; 2]) {
+    line.fill(0.0);
+    line[half..half + row.len()].copy_from_slice(row);
+    out.fill(0.0);
+    let (window, mut done, mut length) = (2 * half + 1, 0, 1);
+    while done < window {
+        if window & length != 0 {
+            out.iter_mut().zip(&line[done..]).for_each(|(o, v)| *o += v);
+            done += length;
+        }
+        // Sums of twice the length, as far as there are any.
+        let n = line.len().saturating_sub(length);
+        next[..n].iter_mut().zip(line.iter().zip(&line[length..])).for_each(|(s, (a, b))| *s = a + b);
+        next[n..].fill(0.0);
+        std::mem::swap(line, next);
+        length *= 2;
+    }
+}
+
+/// Sum of squares, in lanes.
+fn energy(values: &[f32]) -> f32 {
+    const LANES: usize = 16;
+    let whole = values.chunks_exact(LANES);
+    let rest: f32 = whole.remainder().iter().map(|v| v * v).sum();
+    let mut lanes = [0.0f32; LANES];
+    whole.for_each(|c| lanes.iter_mut().zip(c).for_each(|(l, v)| *l += v * v));
+    rest + lanes.iter().sum::<f32>()
+}
+
+/// Sum in lanes that the compiler turns into vectors.
+fn sum(values: &[f32]) -> f32 {
+    const LANES: usize = 16;
+    let whole = values.chunks_exact(LANES);
+    let rest: f32 = whole.remainder().iter().sum();
+    let mut lanes = [0.0f32; LANES];
+    whole.for_each(|c| lanes.iter_mut().zip(c).for_each(|(l, v)| *l += v));
+    rest + lanes.iter().sum::<f32>()
 }
 
 /// Takes the mean of every row away.
 pub(super) fn less_row_means(plane: &mut Plane) {
     for y in 0..plane.height {
         let row = plane.row_mut(y);
-        let mean = row.iter().sum::<f32>() / row.len() as f32;
+        let mean = sum(row) / row.len() as f32;
         row.iter_mut().for_each(|v| *v -= mean);
     }
 }
@@ -200,11 +234,27 @@ mod tests {
     }
 
     #[test]
-    fn the_local_mean_of_a_constant_is_the_constant_also_at_the_sides() {
+    fn a_constant_is_its_own_local_mean_also_at_the_sides() {
         for (w, h) in [(1, 1), (3, 40), (50, 9)] {
-            let mut flat = plane(w, h, |_, _| 7.0);
-            local_mean(&mut flat, 5);
-            assert!(flat.data.iter().all(|v| (v - 7.0).abs() < 1e-4), "{w} x {h}");
+            for half in [2, 5, 8, 12] {
+                let mut flat = plane(w, h, |_, _| 7.0);
+                less_local_mean(&mut flat, half);
+                assert!(flat.data.iter().all(|v| v.abs() < 1e-4), "{w} x {h}, {half}");
+            }
+        }
+    }
+
+    #[test]
+    fn sums_over_a_window_are_those_of_the_plain_sum() {
+        let row: Vec<f32> = (0..37).map(|i| (i * i % 23) as f32).collect();
+        for half in [1, 2, 3, 7, 12, 20, 40] {
+            let mut out = vec![0.0; 37];
+            let line = || vec![0.0; 37 + 2 * half];
+            window_sums(&row, half, &mut out, &mut [line(), line()]);
+            for (i, o) in out.iter().enumerate() {
+                let plain: f32 = row[i.saturating_sub(half)..(i + half + 1).min(37)].iter().sum();
+                assert_eq!(*o, plain, "{half} {i}");
+            }
         }
     }
 

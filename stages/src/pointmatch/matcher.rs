@@ -66,7 +66,8 @@ impl Band {
     fn part(&self, rect: &BoxXy) -> Plane {
         let (x0, y0) = ((rect.min.x - self.rect.min.x) as usize, (rect.min.y - self.rect.min.y) as usize);
         let (width, height) = (rect.size().x, rect.size().y);
-        let data = (y0..y0 + height).flat_map(|y| &self.plane.row(y)[x0..x0 + width]).copied().collect();
+        let mut data = Vec::with_capacity(width * height);
+        (y0..y0 + height).for_each(|y| data.extend_from_slice(&self.plane.row(y)[x0..x0 + width]));
         Plane { width, height, data }
     }
 }
@@ -172,7 +173,8 @@ impl Matcher {
         let in_q = grown(&moved(part, near), margin.ceil() as i64).intersect(&q.rect)?;
         let overlap = pair.overlap(pair.shift)?;
         let common = overlap.size();
-        let step = (common.x.min(common.y) / 32).clamp(1, 4);
+        // Sixteen reduced pixels across still tell a shift; the smoothing leaves nothing finer than two.
+        let step = (common.x.min(common.y) / 16).clamp(1, 4);
         let radius = 1.5 * self.background(&overlap);
         let scale = step as f64;
         let mut planes = [p.plane(part, step), q.plane(&in_q, step)];

@@ -44,7 +44,8 @@ pub(super) fn score_without_stripes(f: &Plane, g: &Plane, lag: Xy<i64>) -> f64 {
     let part = |plane: &Plane, by: Xy<i64>| {
         let columns = (x0 + by.x) as usize..(x1 + by.x) as usize;
         let rows = (y0 + by.y) as usize..(y1 + by.y) as usize;
-        let data = rows.clone().flat_map(|y| &plane.row(y)[columns.clone()]).copied().collect();
+        let mut data = Vec::with_capacity(columns.len() * rows.len());
+        rows.clone().for_each(|y| data.extend_from_slice(&plane.row(y)[columns.clone()]));
         let mut part = Plane { width: columns.len(), height: rows.len(), data };
         less_row_means(&mut part);
         less_column_means(&mut part);

@@ -2,7 +2,7 @@
 
 use kinesin_stream::pixels::Pixels;
 
-use super::synthetic::{Recipe, Section, cut, max, rms, section};
+use super::synthetic::{Recipe, Section, Tissue, cut, max, rms, section};
 use super::*;
 
 /// Seven beams of 256 x 224 px.
@@ -38,7 +38,7 @@ fn noise_as_strong_as_the_tissue_costs_precision_but_makes_no_wrong_match() {
 
 #[test]
 fn tiles_without_tissue_fail_although_the_camera_draws_the_same_pattern_in_all() {
-    let section = section(&Recipe { blank: vec![0, 1, 2, 3, 4, 5, 6], ..seven() });
+    let section = section(&Recipe { blank: (0..7).map(|b| (0, b)).collect(), ..seven() });
     for m in section.matches(&mut Matcher::new(MatchConfig::default())) {
         assert!(matches!(m.verdict, Verdict::Failed(_)) && m.points.is_empty(), "{m:?}");
     }
@@ -57,7 +57,8 @@ fn errors_of_the_stage_beyond_the_margin_are_found_at_twice_the_margin() {
 
 #[test]
 fn small_tiles_with_eighteen_pixels_of_overlap_match() {
-    let small = Recipe { size: (150, 132), cell_px: 25.0, stage_px: 3.0, lens_px: 0.0, affine: 0.0, ..seven() };
+    let small =
+        Recipe { size: (150, 132), tissue: Tissue::Drawn(25.0), stage_px: 3.0, lens_px: 0.0, affine: 0.0, ..seven() };
     let section = section(&small);
     let matches = section.matches(&mut Matcher::new(MatchConfig::default()));
     let errors = errors(&section, &matches);
