@@ -171,15 +171,21 @@ fn bmp(file: &[u8]) -> Result<Pixels, DecodeError> {
     if palette.chunks_exact(4).any(|c| c[0] != c[1] || c[1] != c[2]) {
         return Err(DecodeError::Kind { format: FORMAT, found: "a colour palette".into() });
     }
-    let grey_of = |i: u8| palette.get(4 * usize::from(i)).copied().ok_or_else(|| damaged("a value beyond its palette"));
+    let greys: Vec<u8> = palette.iter().copied().step_by(4).collect();
+    // Most files have a palette that leaves values as they are.
+    let plain = greys.len() == 256 && greys.iter().enumerate().all(|(i, g)| i == usize::from(*g));
     let stride = columns.next_multiple_of(4);
     let mut grey = Vec::with_capacity(columns * rows);
     for row in 0..rows {
         let line = if height > 0 { rows - 1 - row } else { row };
         let from = start + line * stride;
         let values = file.get(from..from + columns).ok_or_else(|| damaged("rows are missing"))?;
-        for &value in values {
-            grey.push(grey_of(value)?);
+        if plain {
+            grey.extend_from_slice(values);
+        } else if values.iter().all(|v| usize::from(*v) < greys.len()) {
+            grey.extend(values.iter().map(|v| greys[usize::from(*v)]));
+        } else {
+            return Err(damaged("a value beyond its palette"));
         }
     }
     Ok(Pixels::new(columns, rows, grey))

@@ -1,12 +1,12 @@
 //! `kinesin sim`, `stitch`, `align`: recorded data, written and read, through the same stages as the live line.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kinesin_acquire::dataset::{Assumed, Dataset};
 use kinesin_acquire::decode::decode;
-use kinesin_backpressure::{Budget, Sender};
+use kinesin_backpressure::{Budget, Bytes, Sender};
 use kinesin_sim::record::record;
 use kinesin_stages::inspect::{InspectConfig, inspect};
 use kinesin_stages::pipeline::{
@@ -79,17 +79,69 @@ struct Input {
     sections: Vec<Arc<SectionPlan>>,
     lost: BTreeMap<TileKey, Reason>,
     store: Arc<dyn TileStore>,
+    /// Most bytes the store keeps.
+    kept: Bytes,
     /// Whether grey 0 is an empty rim.
     zero_is_empty: bool,
 }
 
-struct Files(BTreeMap<TileKey, PathBuf>);
+/// Image files, and the last decoded ones: a tile is asked for by inspection, by each of its pairs and by the renderer.
+struct Files {
+    paths: BTreeMap<TileKey, PathBuf>,
+    kept: Mutex<Kept>,
+}
+
+/// Most bytes of decoded files that are kept: an mFOV of 61 beams of 4 Mpx.
+const KEPT: Bytes = Bytes::mib(256);
+
+/// Decoded files, the last asked for at the end.
+#[derive(Default)]
+struct Kept {
+    tiles: VecDeque<(TileKey, Pixels)>,
+    bytes: u64,
+}
+
+impl Kept {
+    fn get(&mut self, key: TileKey) -> Option<Pixels> {
+        let at = self.tiles.iter().position(|(k, _)| *k == key)?;
+        let hit = self.tiles.remove(at)?;
+        let pixels = hit.1.clone();
+        self.tiles.push_back(hit);
+        Some(pixels)
+    }
+
+    fn put(&mut self, key: TileKey, pixels: Pixels) {
+        let bytes = pixels.data().len() as u64;
+        // Two readers may have decoded the same file.
+        if bytes > KEPT.0 || self.tiles.iter().any(|(k, _)| *k == key) {
+            return;
+        }
+        while self.bytes + bytes > KEPT.0
+            && let Some((_, oldest)) = self.tiles.pop_front()
+        {
+            self.bytes -= oldest.data().len() as u64;
+        }
+        self.bytes += bytes;
+        self.tiles.push_back((key, pixels));
+    }
+}
+
+impl Files {
+    fn kept(&self) -> MutexGuard<'_, Kept> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
 
 impl TileStore for Files {
     fn read(&self, key: TileKey) -> Result<Pixels, StoreError> {
-        let path = self.0.get(&key).ok_or_else(|| format!("{key} has no file"))?;
+        if let Some(pixels) = self.kept().get(key) {
+            return Ok(pixels);
+        }
+        let path = self.paths.get(&key).ok_or_else(|| format!("{key} has no file"))?;
         let bytes = std::fs::read(path).map_err(|e| format!("cannot read {}: {e}", path.display()))?;
-        Ok(decode(&bytes).map_err(|e| format!("{}: {e}", path.display()))?)
+        let pixels = decode(&bytes).map_err(|e| format!("{}: {e}", path.display()))?;
+        self.kept().put(key, pixels.clone());
+        Ok(pixels)
     }
 }
 
@@ -137,7 +189,14 @@ impl Input {
             }
         }
         let (plan, sections) = (data.plan().clone(), data.sections().to_vec());
-        Ok(Self { plan, sections, lost, store: Arc::new(Files(files)), zero_is_empty: false })
+        Ok(Self {
+            plan,
+            sections,
+            lost,
+            store: Arc::new(Files { paths: files, kept: Mutex::default() }),
+            kept: KEPT,
+            zero_is_empty: false,
+        })
     }
 
     fn images(args: &OfflineArgs) -> Result<Self, Failure> {
@@ -172,7 +231,14 @@ impl Input {
             peak_tiles_per_second: 0.0,
         };
         let sections = (0..shape.z).map(section).collect();
-        Ok(Self { plan, sections, lost: BTreeMap::new(), store: Arc::new(Images(source)), zero_is_empty: true })
+        Ok(Self {
+            plan,
+            sections,
+            lost: BTreeMap::new(),
+            store: Arc::new(Images(source)),
+            kept: Bytes(0),
+            zero_is_empty: true,
+        })
     }
 }
 
@@ -201,6 +267,7 @@ fn line(args: &OfflineArgs, input: Input, nominal: Nominal, command: &str, as_js
         light: false,
     };
     let budget = Budget::new();
+    budget.fixed("decoded files", input.kept);
     let line = Line::open(config, &budget).map_err(|faults| Failure::Input(faults.join("\n")))?;
     prepare::apart(&args.input, &out)?;
     prepare::folder(&out, args.overwrite)?;

@@ -56,6 +56,7 @@ impl<T> From<Zyx<T>> for [T; 3] {
 
 impl std::ops::Add for Xy<f64> {
     type Output = Self;
+    #[inline]
     fn add(self, o: Self) -> Self {
         Self::new(self.x + o.x, self.y + o.y)
     }
@@ -63,6 +64,7 @@ impl std::ops::Add for Xy<f64> {
 
 impl std::ops::Sub for Xy<f64> {
     type Output = Self;
+    #[inline]
     fn sub(self, o: Self) -> Self {
         Self::new(self.x - o.x, self.y - o.y)
     }
@@ -70,6 +72,7 @@ impl std::ops::Sub for Xy<f64> {
 
 impl std::ops::Mul<f64> for Xy<f64> {
     type Output = Self;
+    #[inline]
     fn mul(self, s: f64) -> Self {
         Self::new(self.x * s, self.y * s)
     }
@@ -77,6 +80,7 @@ impl std::ops::Mul<f64> for Xy<f64> {
 
 impl Xy<f64> {
     /// Euclidean length.
+    #[inline]
     pub fn norm(self) -> f64 {
         self.x.hypot(self.y)
     }

@@ -65,6 +65,7 @@ impl Affine {
     }
 
     /// The image of `p`.
+    #[inline]
     pub fn apply(&self, p: Xy<f64>) -> Xy<f64> {
         let [[a, b, tx], [c, d, ty]] = self.rows;
         Xy::new(a * p.x + b * p.y + tx, c * p.x + d * p.y + ty)
@@ -139,6 +140,7 @@ impl Grid {
     }
 
     /// The image of `p`: bilinear inside, the rim cell's bilinear form continued outside.
+    #[inline]
     pub fn apply(&self, p: Xy<f64>) -> Xy<f64> {
         let (c, u) = cell(&self.xs, p.x);
         let (r, v) = cell(&self.ys, p.y);
@@ -159,6 +161,7 @@ impl Map {
     pub const IDENTITY: Self = Self::Affine(Affine::IDENTITY);
 
     /// The image of `p`.
+    #[inline]
     pub fn apply(&self, p: Xy<f64>) -> Xy<f64> {
         match self {
             Self::Affine(a) => a.apply(p),

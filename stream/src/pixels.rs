@@ -22,16 +22,19 @@ impl Pixels {
     }
 
     /// Columns.
+    #[inline]
     pub fn width(&self) -> usize {
         self.width
     }
 
     /// Rows.
+    #[inline]
     pub fn height(&self) -> usize {
         self.height
     }
 
     /// All values, row by row.
+    #[inline]
     pub fn data(&self) -> &[u8] {
         &self.data
     }
@@ -42,6 +45,7 @@ impl Pixels {
     }
 
     /// Row `y`.
+    #[inline]
     pub fn row(&self, y: usize) -> &[u8] {
         &self.data[y * self.width..(y + 1) * self.width]
     }

@@ -7,6 +7,10 @@ pub(super) const MAX_DEGREE: usize = 5;
 /// Number of terms up to [`MAX_DEGREE`].
 pub(super) const MAX_TERMS: usize = terms(MAX_DEGREE);
 
+/// Terms of the start of scan: a row, and the first rows of a tile, begin off their place and settle within these parts of its side.
+pub(super) const SETTLING: [f64; 2] = [0.025, 0.08];
+/// All values of a point: polynomials, then `exp(-x / settling)` of both lengths along x, then along y.
+pub(super) const VALUES: usize = MAX_TERMS + 2 * SETTLING.len();
 /// Number of terms `P_a(u) P_b(v)` with `a + b <= degree`.
 pub(super) const fn terms(degree: usize) -> usize {
     (degree + 1) * (degree + 2) / 2
@@ -30,14 +34,21 @@ impl Frame {
         Self { middle, half: Xy::new(middle.x.max(0.5), middle.y.max(0.5)) }
     }
 
-    /// All terms up to [`MAX_DEGREE`] at pixel `x`, by rising degree; within a degree by falling power of u.
-    pub(super) fn values(&self, x: Xy<f64>) -> [f64; MAX_TERMS] {
+    /// All terms up to [`MAX_DEGREE`] at pixel `x`, by rising degree, within a degree by falling power of u; then those of the
+    /// start of scan.
+    pub(super) fn values(&self, x: Xy<f64>) -> [f64; VALUES] {
         let (pu, pv) = (legendre((x.x - self.middle.x) / self.half.x), legendre((x.y - self.middle.y) / self.half.y));
-        let mut out = [0.0; MAX_TERMS];
+        let mut out = [0.0; VALUES];
         let mut k = 0;
         for d in 0..=MAX_DEGREE {
             for b in 0..=d {
                 out[k] = pu[d - b] * pv[b];
+                k += 1;
+            }
+        }
+        for (along, half) in [(x.x, self.half.x), (x.y, self.half.y)] {
+            for settling in SETTLING {
+                out[k] = (-along.max(0.0) / (2.0 * half * settling)).exp();
                 k += 1;
             }
         }
@@ -69,7 +80,7 @@ mod tests {
             let (u, v) = (at(i % n), at(i / n));
             let values = frame.values(Xy::new(100.0 + 100.0 * u, 50.0 + 50.0 * v));
             for (row, a) in sums.iter_mut().zip(&values) {
-                row.iter_mut().zip(&values).for_each(|(s, b)| *s += a * b / (n * n) as f64);
+                row.iter_mut().zip(&values[..MAX_TERMS]).for_each(|(s, b)| *s += a * b / (n * n) as f64);
             }
         }
         for (i, row) in sums.iter().enumerate() {

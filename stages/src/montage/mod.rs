@@ -134,6 +134,9 @@ fn stage_sd(start: &[Xy<f64>], parts: &[usize], main: Option<usize>, config: &Mo
     off.get(off.len() / 2).map_or(1.0, |m| 1.48 * m).max(1.0)
 }
 
+/// Less of the start of scan needs no nodes of its own, pixels.
+const START_SEEN_PX: f64 = 0.05;
+
 /// Sections of more tiles are tried on so many from their middle: they tell as much as all.
 const TRIED_TILES: usize = 300;
 
@@ -238,8 +241,17 @@ fn map_of(
 ) -> Map {
     let at = |x: Xy<f64>| tile.nominal + shift + x + fit.map_or(Xy::default(), |f| f.moved(i, &frame.values(x)));
     let nodes = config.grid_nodes.max(2);
-    let axis =
-        |n: u32| -> Vec<f64> { (0..nodes).map(|k| f64::from(n.max(2) - 1) * k as f64 / (nodes - 1) as f64).collect() };
+    let starts = fit.map_or(0.0, Fit::start_of_scan) > START_SEEN_PX;
+    let axis = |n: u32| -> Vec<f64> {
+        let length = f64::from(n.max(2) - 1);
+        let mut at: Vec<f64> = (0..nodes).map(|k| length * k as f64 / (nodes - 1) as f64).collect();
+        // Where a row begins the map bends within a few pixels.
+        let more = basis::SETTLING.into_iter().flat_map(|s| [0.25, 0.5, 1.0, 2.0].map(|t| length * s * t));
+        at.extend(more.filter(|_| starts));
+        at.sort_by(f64::total_cmp);
+        at.dedup_by(|b, a| *b - *a < 1.0);
+        at
+    };
     if fit.is_some_and(|f| f.stiffness().bends())
         && let Ok(grid) = Grid::from_fn(axis(tile.size.x), axis(tile.size.y), at)
     {

@@ -2,10 +2,11 @@
 //! pulled to zero in proportion to how large it is expected to be.
 //!
 //! ```text
-//! map_i(x)  = nominal_i + x + sum_k c_ik P_k(u) + sum_k l_gk P_k(u)           u = x scaled to -1..1 over the tile
+//! map_i(x)  = nominal_i + x + sum_k c_ik P_k(u) + sum_k l_gk L_k(u)           u = x scaled to -1..1 over the tile
 //! cost      = sum_points w rho(map_i(p) - map_j(q)) / s^2  +  sum_ik |c_ik|^2 / s_k^2  +  sum_gk |l_gk|^2 / s_lens^2
 //! ```
-//! `rho` is Huber's, by reweighting; `s` are the configured spreads. The pull on the constant term is the stage, which with
+//! `L` are the polynomials up to the third degree but the constant, and the start of scan: what decays from a tile's first
+//! columns and rows on. `rho` is Huber's, by reweighting; `s` are the configured spreads. The pull on the constant term is the stage, which with
 //! the pull on the linear terms fixes scale, rotation and place of the whole section: overlaps alone cannot.
 
 use std::collections::BTreeSet;
@@ -15,7 +16,7 @@ use kinesin_stream::plan::PlannedTile;
 use serde::{Deserialize, Serialize};
 
 use super::MontageConfig;
-use super::basis::{Frame, MAX_TERMS, degree_of, terms};
+use super::basis::{Frame, MAX_TERMS, VALUES, degree_of, terms};
 use super::sparse::{Local, Normal, Pattern};
 
 /// Which tiles share a lens.
@@ -41,6 +42,18 @@ pub struct Stiffness {
 
 /// Degree of a shared lens.
 const LENS_DEGREE: usize = 3;
+/// Polynomials of a shared lens.
+const LENS_TERMS: usize = terms(LENS_DEGREE) - 1;
+/// Numbers of a shared lens along each axis: polynomials, then the start of scan.
+const SHARED: usize = LENS_TERMS + VALUES - MAX_TERMS;
+
+/// The values of a point that a lens weighs.
+fn lens_values(values: &[f64; VALUES]) -> [f64; SHARED] {
+    let mut out = [0.0; SHARED];
+    out[..LENS_TERMS].copy_from_slice(&values[1..=LENS_TERMS]);
+    out[LENS_TERMS..].copy_from_slice(&values[MAX_TERMS..]);
+    out
+}
 /// How often the weights are taken from the fit before.
 const ROUNDS: usize = 4;
 
@@ -66,7 +79,7 @@ impl Stiffness {
 #[derive(Clone, Debug)]
 pub(super) struct Point {
     /// Terms at p and at q.
-    pub(super) values: Box<[[f64; MAX_TERMS]; 2]>,
+    pub(super) values: Box<[[f64; VALUES]; 2]>,
     /// Nominal place of p less nominal place of q, pixels.
     pub(super) gap: Xy<f64>,
     pub(super) weight: f64,
@@ -102,7 +115,7 @@ pub(super) struct Fit {
 
 impl Fit {
     /// How far tile `i` moves the point with these terms, pixels.
-    pub(super) fn moved(&self, i: usize, values: &[f64; MAX_TERMS]) -> Xy<f64> {
+    pub(super) fn moved(&self, i: usize, values: &[f64; VALUES]) -> Xy<f64> {
         let mut sum = Xy::default();
         let mut add = |coefficients: &[[f64; 2]], values: &[f64]| {
             for (c, v) in coefficients.iter().zip(values) {
@@ -111,7 +124,7 @@ impl Fit {
         };
         add(&self.own[i], values);
         if let Some(g) = self.groups[i] {
-            add(&self.lens[g], &values[1..]);
+            add(&self.lens[g], &lens_values(values));
         }
         sum
     }
@@ -119,6 +132,12 @@ impl Fit {
     /// Distance that is left at a point, pixels.
     pub(super) fn residual(&self, tiles: [usize; 2], point: &Point) -> f64 {
         (point.gap + self.moved(tiles[0], &point.values[0]) - self.moved(tiles[1], &point.values[1])).norm()
+    }
+
+    /// Largest part that the start of scan has in any lens, pixels.
+    pub(super) fn start_of_scan(&self) -> f64 {
+        let sizes = self.lens.iter().flat_map(|l| &l[LENS_TERMS..]).map(|c| c[0].hypot(c[1]));
+        sizes.fold(0.0, f64::max)
     }
 
     /// The stiffness it was fitted with.
@@ -175,7 +194,7 @@ impl Problem {
                 stiffness,
                 groups: groups.clone(),
                 own: (0..tiles).map(|i| take(i, terms(stiffness.degree))).collect(),
-                lens: (0..lenses).map(|g| take(tiles + g, terms(LENS_DEGREE) - 1)).collect(),
+                lens: (0..lenses).map(|g| take(tiles + g, SHARED)).collect(),
             });
         }
         fit
@@ -189,11 +208,11 @@ impl Problem {
         before: Option<&Fit>,
         config: &MontageConfig,
     ) -> Normal {
-        let (tiles, own, shared) = (self.frames.len(), terms(stiffness.degree), terms(LENS_DEGREE) - 1);
+        let (tiles, own) = (self.frames.len(), terms(stiffness.degree));
         let lenses = groups.iter().flatten().max().map_or(0, |g| g + 1);
-        let mut normal = Normal::new((0..tiles).map(|_| own).chain((0..lenses).map(|_| shared)));
+        let mut normal = Normal::new((0..tiles).map(|_| own).chain((0..lenses).map(|_| SHARED)));
         for pair in &self.pairs {
-            let mut sums = PairSums::new(pair.tiles, groups, (own, shared, tiles));
+            let mut sums = PairSums::new(pair.tiles, groups, (own, tiles));
             for point in pair.points.iter().filter(|p| Some(p.fold) != held) {
                 let off = match before {
                     Some(fit) => fit.residual(pair.tiles, point),
@@ -218,8 +237,13 @@ impl Problem {
             }
         }
         for g in 0..lenses {
-            for k in 0..shared {
-                let sd = if degree_of(k + 1) == 1 { linear } else { config.lens_sd_px };
+            for k in 0..SHARED {
+                // A lens may scale as well as bend.
+                let sd = if k < LENS_TERMS && degree_of(k + 1) == 1 {
+                    linear.max(config.lens_sd_px)
+                } else {
+                    config.lens_sd_px
+                };
                 normal.pull(tiles + g, k, pull(sd), [0.0; 2]);
             }
         }
@@ -231,7 +255,6 @@ impl Problem {
 struct PairSums {
     local: Local,
     own: usize,
-    shared: usize,
     lenses: Lenses,
     row: Vec<f64>,
 }
@@ -243,33 +266,33 @@ enum Lenses {
 }
 
 impl PairSums {
-    fn new([i, j]: [usize; 2], groups: &[Option<usize>], (own, shared, tiles): (usize, usize, usize)) -> Self {
+    fn new([i, j]: [usize; 2], groups: &[Option<usize>], (own, tiles): (usize, usize)) -> Self {
         let mut parts = vec![(i, own), (j, own)];
         let lenses = match (groups[i], groups[j]) {
             (Some(a), Some(b)) if a == b => {
-                parts.push((tiles + a, shared));
+                parts.push((tiles + a, SHARED));
                 Lenses::One
             }
             (Some(a), Some(b)) => {
-                parts.extend([(tiles + a, shared), (tiles + b, shared)]);
+                parts.extend([(tiles + a, SHARED), (tiles + b, SHARED)]);
                 Lenses::Two
             }
             _ => Lenses::None,
         };
-        Self { local: Local::new(parts), own, shared, lenses, row: Vec::new() }
+        Self { local: Local::new(parts), own, lenses, row: Vec::new() }
     }
 
     fn add(&mut self, point: &Point, weight: f64) {
         let [p, q] = &*point.values;
-        let (p_lens, q_lens) = (&p[1..=self.shared], &q[1..=self.shared]);
+        let (p_lens, q_lens) = (lens_values(p), lens_values(q));
         self.row.clear();
         self.row.extend_from_slice(&p[..self.own]);
         self.row.extend(q[..self.own].iter().map(|v| -v));
         match self.lenses {
             Lenses::None => {}
-            Lenses::One => self.row.extend(p_lens.iter().zip(q_lens).map(|(p, q)| p - q)),
+            Lenses::One => self.row.extend(p_lens.iter().zip(&q_lens).map(|(p, q)| p - q)),
             Lenses::Two => {
-                self.row.extend_from_slice(p_lens);
+                self.row.extend_from_slice(&p_lens);
                 self.row.extend(q_lens.iter().map(|v| -v));
             }
         }

@@ -36,7 +36,8 @@ pub fn crop(pixels: &Pixels, part: BoxXy) -> Pixels {
     let size = part.size();
     let columns = part.min.x as usize..part.min.x as usize + size.x;
     let rows = part.min.y as usize..part.min.y as usize + size.y;
-    let data: Vec<u8> = rows.flat_map(|y| pixels.row(y)[columns.clone()].iter().copied()).collect();
+    let mut data = Vec::with_capacity(size.x * size.y);
+    rows.for_each(|y| data.extend_from_slice(&pixels.row(y)[columns.clone()]));
     Pixels::new(size.x, size.y, data)
 }
 

@@ -29,7 +29,8 @@ pub struct MatchConfig {
     pub min_confidence: f64,
     /// Confidence from which on blocks may still confirm a first shift. Default 0.08: below, chance gives as much.
     pub doubtful_confidence: f64,
-    /// Side of a block, pixels; narrower overlaps make longer blocks of about the same area. Default 96.
+    /// Largest side of a block, pixels; narrower overlaps make longer blocks of about the same area, and what is clearly seen
+    /// makes smaller ones. Default 96: large enough for noise as strong as the tissue.
     pub block_px: usize,
     /// How far a block may lie off the first shift of its pair, pixels. Default 8: what lenses bend along one overlap.
     pub search_px: usize,

@@ -32,6 +32,13 @@ pub enum MatchError {
 
 /// How often the blocks of a pair are looked for again around the shift that they gave.
 const REPEATS: usize = 3;
+/// How much more the first shift is smoothed than the blocks.
+const FIRST_SMOOTH: f64 = 1.5;
+/// A block is so large that its score is about this many times the spread of scores by chance: nearly twice
+/// what it needs to count.
+const BLOCK_OVER_CHANCE: f64 = 6.0;
+/// Most blocks of a pair, as long as none is larger than it is configured: more tell no more of a smooth course.
+const MOST_BLOCKS: usize = 24;
 /// What a confidence counts less by where it was found at twice the margin.
 const WIDER_DOUBT: f64 = 1.5;
 
@@ -76,6 +83,8 @@ impl Band {
 struct First {
     shift: Xy<f64>,
     confidence: f64,
+    /// Normalised score that a block at full scale can be expected to have.
+    score: f64,
 }
 
 impl Matcher {
@@ -115,7 +124,7 @@ impl Matcher {
             let reason = format!("no peak stands out (confidence {:.2})", first.confidence);
             return PairMatches::failed(pair, first.confidence, reason);
         }
-        let (points, blocks) = self.blocks(pair, p, q, first.shift);
+        let (points, blocks) = self.blocks(pair, p, q, &first);
         let share = points.len() as f64 / blocks.max(1) as f64;
         let verdict = self.verdict(first.confidence, share, points.len(), blocks);
         let points = if matches!(verdict, Verdict::Failed(_)) { Vec::new() } else { points };
@@ -175,11 +184,11 @@ impl Matcher {
         let common = overlap.size();
         // Sixteen reduced pixels across still tell a shift; the smoothing leaves nothing finer than two.
         let step = (common.x.min(common.y) / 16).clamp(1, 4);
-        let radius = 1.5 * self.background(&overlap);
+        let radius = FIRST_SMOOTH * self.background(&overlap);
         let scale = step as f64;
         let mut planes = [p.plane(part, step), q.plane(&in_q, step)];
         for plane in &mut planes {
-            band_pass(plane, 1.5 * self.config.smooth_px / scale, radius / scale);
+            band_pass(plane, FIRST_SMOOTH * self.config.smooth_px / scale, radius / scale);
         }
         let origin = minus(part.min, in_q.min);
         let origin = Xy::new(origin.x as f64, origin.y as f64);
@@ -194,13 +203,15 @@ impl Matcher {
         let peak = self.correlator.best(&planes[0], &planes[1], lags, guard, true)?;
         let confidence = (1.0 - peak.second.max(peak.mirror)).max(0.0);
         let lag = Xy::new(peak.lag.x as f64, peak.lag.y as f64) + peak.fraction;
-        Some(First { shift: lag * scale - origin, confidence })
+        // Noise alone makes a score less than one: `1 / score - 1` is its share, which falls with the area of the smoothing.
+        let noise = FIRST_SMOOTH.powi(2) * (1.0 / peak.score.clamp(0.01, 1.0) - 1.0);
+        Some(First { shift: lag * scale - origin, confidence, score: 1.0 / (1.0 + noise) })
     }
 
     /// Matches of blocks around a first shift that follow a smooth course, and the number of blocks tried.
-    fn blocks(&mut self, pair: &Pair, p: &Strip<'_>, q: &Strip<'_>, shift: Xy<f64>) -> (Vec<PointMatch>, usize) {
+    fn blocks(&mut self, pair: &Pair, p: &Strip<'_>, q: &Strip<'_>, first: &First) -> (Vec<PointMatch>, usize) {
         let whole = |s: Xy<f64>| Xy::new(s.x.round() as i64, s.y.round() as i64);
-        let mut near = whole(shift);
+        let mut near = whole(first.shift);
         let (mut kept, mut tried) = (Vec::new(), 0);
         for _ in 0..REPEATS {
             let Some(common) = overlap_of(pair, near, p, q) else { return (Vec::new(), 0) };
@@ -212,7 +223,7 @@ impl Matcher {
                 band_pass(&mut plane, sigma, radius);
                 Band { rect, plane }
             });
-            let rects = block_rects(&common, self.config.block_px);
+            let rects = block_rects(&common, self.block_area(&common, first.score));
             let found: Vec<PointMatch> = rects.iter().filter_map(|rect| self.block(&bands, rect, near)).collect();
             let samples: Vec<Sample> = found.iter().map(|m| Sample { at: m.p, shift: m.q - m.p }).collect();
             let off = distances(&samples);
@@ -232,11 +243,24 @@ impl Matcher {
         (kept, tried)
     }
 
-    /// The score that chance may reach in a block: smoothing leaves one independent value in `4 pi sigma^2` pixels.
+    /// The score that chance may reach in a block.
     fn least_score(&self, rect: &BoxXy) -> f64 {
-        let one = 4.0 * std::f64::consts::PI * self.config.smooth_px.max(0.5).powi(2);
-        let independent = (rect.size().x * rect.size().y) as f64 / one;
+        let independent = (rect.size().x * rect.size().y) as f64 / self.independent();
         self.config.min_over_chance / independent.max(1.0).sqrt()
+    }
+
+    /// Smoothing leaves one independent value in so many pixels.
+    fn independent(&self) -> f64 {
+        4.0 * std::f64::consts::PI * self.config.smooth_px.max(0.5).powi(2)
+    }
+
+    /// Pixels of a block: as few as the expected score allows, because many small blocks show how the shift bends.
+    fn block_area(&self, common: &BoxXy, score: f64) -> f64 {
+        let wanted = self.independent() * (BLOCK_OVER_CHANCE / score.max(0.01)).powi(2);
+        let size = common.size();
+        wanted
+            .max((size.x * size.y) as f64 / MOST_BLOCKS as f64)
+            .min((self.config.block_px * self.config.block_px) as f64)
     }
 
     /// Radius of the local mean for an overlap: a window much wider than the overlap would see its two sides differently.
@@ -279,22 +303,21 @@ fn overlap_of(pair: &Pair, near: Xy<i64>, p: &Strip<'_>, q: &Strip<'_>) -> Optio
     common.intersect(&p.rect)?.intersect(&moved(&q.rect, Xy::new(-near.x, -near.y)))
 }
 
-/// Blocks that cover `common` without overlap, in rows.
-fn block_rects(common: &BoxXy, side: usize) -> Vec<BoxXy> {
+/// Blocks of about `area` pixels that cover `common` without overlap, in rows.
+fn block_rects(common: &BoxXy, area: f64) -> Vec<BoxXy> {
     let size = common.size();
-    let area = side * side;
-    let pieces = |along: usize, across: usize| {
-        // As long as it must be for the area, but a strip in two or three where it can be had: one cannot show a slope.
-        let wanted = (area / across.clamp(1, side)).clamp(side, 3 * side);
-        let fewest = match across * along {
-            _ if along < 3 * across => 1,
-            a if a >= area => 3,
-            a if a >= area / 10 => 2,
-            _ => 1,
-        };
-        ((along + wanted / 2) / wanted).max(fewest).max(1)
+    let (along, across) = (size.x.max(size.y), size.x.min(size.y));
+    let all = (along * across) as f64;
+    let beside = ((across as f64 / area.sqrt()).round() as usize).max(1);
+    // A strip in two or three where it can be had: one cannot show a slope.
+    let fewest = match all {
+        _ if along < 3 * across => 1,
+        a if a >= area => 3,
+        a if a >= area / 10.0 => 2,
+        _ => 1,
     };
-    let (nx, ny) = (pieces(size.x, size.y), pieces(size.y, size.x));
+    let behind = ((all / area / beside as f64).round() as usize).max(fewest);
+    let (nx, ny) = if size.x > size.y { (behind, beside) } else { (beside, behind) };
     let cut = |from: i64, to: i64, n: usize, i: usize| from + ((to - from) * i as i64) / n as i64;
     let mut rects = Vec::with_capacity(nx * ny);
     for j in 0..ny {
