@@ -27,6 +27,7 @@ pub mod check;
 pub mod cli;
 pub mod console;
 pub mod events;
+mod exchange;
 pub mod faults;
 mod flooding;
 pub mod govern;

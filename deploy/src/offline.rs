@@ -28,7 +28,7 @@ use crate::instrument::Opened;
 use crate::outcome::{Failure, Outcome};
 use crate::progress::Progress;
 use crate::site::SiteFile;
-use crate::{prepare, report, segment};
+use crate::{exchange, prepare, report, segment};
 
 /// `kinesin sim`.
 pub fn sim(args: &RunArgs, as_json: bool) -> Result<Outcome, Failure> {
@@ -63,7 +63,10 @@ pub fn sim(args: &RunArgs, as_json: bool) -> Result<Outcome, Failure> {
 /// `kinesin stitch`.
 pub fn stitch(args: &OfflineArgs, as_json: bool) -> Result<Outcome, Failure> {
     let recorded = Input::dataset(args)?;
-    line(args, recorded, Nominal { align: true, ..Nominal::default() }, "stitch", as_json)
+    let (sections, paths, nm) = (recorded.sections.clone(), recorded.paths.clone(), recorded.plan.pixel_size_nm);
+    let outcome = line(args, recorded, Nominal { align: true, ..Nominal::default() }, "stitch", as_json)?;
+    exchange::write(&args.out, &sections, &paths, nm)?;
+    Ok(outcome)
 }
 
 /// `kinesin align`.
@@ -78,6 +81,8 @@ struct Input {
     plan: RunPlan,
     sections: Vec<Arc<SectionPlan>>,
     lost: BTreeMap<TileKey, Reason>,
+    /// Where the tiles are; none where sections are whole images.
+    paths: BTreeMap<TileKey, PathBuf>,
     store: Arc<dyn TileStore>,
     /// Most bytes the store keeps.
     kept: Bytes,
@@ -193,6 +198,7 @@ impl Input {
             plan,
             sections,
             lost,
+            paths: files.clone(),
             store: Arc::new(Files { paths: files, kept: Mutex::default() }),
             kept: KEPT,
             zero_is_empty: false,
@@ -235,6 +241,7 @@ impl Input {
             plan,
             sections,
             lost: BTreeMap::new(),
+            paths: BTreeMap::new(),
             store: Arc::new(Images(source)),
             kept: Bytes(0),
             zero_is_empty: true,

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use kinesin_stages::inspect::{InspectConfig, inspect};
-use kinesin_stages::montage::{Montage, MontageConfig, solve};
+use kinesin_stages::montage::{KnownLenses, Montage, MontageConfig, solve};
 use kinesin_stages::pointmatch::{MatchConfig, Matcher, PairMatches, Verdict, pairs};
 use kinesin_stream::geometry::Xy;
 use kinesin_stream::ids::{BeamId, MfovId, RegionId, SectionId, SerialIndex, TileKey};
@@ -119,7 +119,7 @@ fn report(name: &str, recipe: &Recipe) {
 /// Solves and says how well; `matching` is the time spent so far, seconds.
 fn placed(section: &Section, matches: &[PairMatches], matching: f64) {
     let start = cpu_seconds();
-    let montage = solve(&section.plan, &section.present(), matches, &MontageConfig::default());
+    let montage = solve(&section.plan, &section.present(), matches, &KnownLenses::default(), &MontageConfig::default());
     let solving = cpu_seconds() - start;
     let map = |key, x| montage.tile(key).expect("placed").0.apply(x);
     let by_pair = section.seams_by_pair(map);
@@ -189,7 +189,8 @@ fn montage_of_61_beams(bencher: divan::Bencher<'_, '_>) {
     let section = section(&Recipe { size: (256, 224), overlap: 0.12, stage_px: 5.0, ..Recipe::default() });
     let matches = section.matches(&mut Matcher::new(MatchConfig::default()));
     let present = section.present();
-    bencher.bench_local(|| solve(&section.plan, &present, &matches, &MontageConfig::default()));
+    bencher
+        .bench_local(|| solve(&section.plan, &present, &matches, &KnownLenses::default(), &MontageConfig::default()));
 }
 
 #[divan::bench(sample_count = 10)]
@@ -235,7 +236,7 @@ fn real_tiles() {
         })
         .collect();
     let matching = cpu_seconds() - start;
-    let montage = solve(&plan, &present, &matches, &MontageConfig::default());
+    let montage = solve(&plan, &present, &matches, &KnownLenses::default(), &MontageConfig::default());
     let seconds = cpu_seconds() - start;
     let text = std::fs::read_to_string(folder.join("matches.json")).expect("matches.json");
     let checked: serde_json::Value = serde_json::from_str(&text).expect("matches.json");

@@ -5,6 +5,7 @@
 //! | [`ids`] | who is who: sections, mFOVs, beams, attempts, tiles |
 //! | [`geometry`] | coordinates, boxes and voxel sizes with their units and axis order in the type |
 //! | [`map`] | the transforms that are stored and exchanged: affine and grid |
+//! | [`lens`] | Render's lens polynomial, read and written |
 //! | [`pixels`] | one 8-bit grey image |
 //! | [`plan`] | what an acquisition promises: run, sections, mFOVs, tiles |
 //! | [`tile`] | a tile on its way, and the loss that takes its place |
@@ -21,6 +22,7 @@ pub mod fault_points;
 pub mod geometry;
 pub mod ids;
 pub mod ledger;
+pub mod lens;
 pub mod link;
 pub mod map;
 pub mod pixels;

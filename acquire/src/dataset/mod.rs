@@ -5,6 +5,8 @@
 //! | [`tilespec`] | Render TileSpec JSON: a list in one file, or one file a section in a folder |
 //! | [`feabas`] | FEABAS section text files: one, or one a section in a folder |
 //! | [`multisem`] | a MultiSEM region folder, or a folder of them |
+//! | [`lists`] | TrakEM2 import lists; also writes lists for FEABAS, TrakEM2 and MultiSEM programs |
+//! | [`placements`] | solved places out of Render TileSpecs, with their lenses |
 //! | [`recording`] | what `kinesin sim` writes: `run.json`, `sections/<z>/plan.json`, tiles, losses |
 //! | [`replay`] | [`Recorded`](replay::Recorded): a data set as an [`Instrument`](crate::instrument::Instrument) |
 //!
@@ -25,7 +27,9 @@ use crate::decode::decode;
 
 mod error;
 pub mod feabas;
+pub mod lists;
 pub mod multisem;
+pub mod placements;
 pub mod recording;
 pub mod replay;
 pub mod tilespec;
@@ -120,6 +124,7 @@ impl Dataset {
         let (json, text) = (with("json"), with("txt"));
         let draft = match (json.is_empty(), text.is_empty()) {
             (false, true) => tilespec::read(&json)?,
+            (true, false) if lists::is_trakem2(&text[0])? => lists::read_trakem2(&text)?,
             (true, false) => feabas::read(&text)?,
             (true, true) => {
                 let found = format!("{} file(s), none of them .json or .txt", files.len());

@@ -165,23 +165,27 @@ fn compose(value: &Value, map: &mut Option<Affine>, bent: &mut BTreeMap<String, 
     };
     let short = class.rsplit('.').next().unwrap_or(class);
     let data = value.get("dataString").and_then(Value::as_str).unwrap_or_default();
+    match affine(short, data)? {
+        Some(next) => *map = Some(map.map_or(next, |m| m.then(&next))),
+        None => *bent.entry(short.to_string()).or_default() += 1,
+    }
+    Ok(())
+}
+
+/// A transform of one of Render's stiff classes, `None` for any other class.
+pub(super) fn affine(class: &str, data: &str) -> Result<Option<Affine>, String> {
     let numbers: Option<Vec<f64>> =
         data.split_whitespace().map(|n| n.parse().ok().filter(|v: &f64| v.is_finite())).collect();
-    let next = match (short, numbers.as_deref()) {
+    Ok(Some(match (class, numbers.as_deref()) {
         ("AffineModel2D", Some(&[a, c, b, d, x, y])) => Affine { rows: [[a, b, x], [c, d, y]] },
         ("TranslationModel2D", Some(&[x, y])) => Affine::translation(Xy::new(x, y)),
         ("RigidModel2D", Some(&[turn, x, y])) => shifted(turn, 1.0, x, y),
         ("SimilarityModel2D", Some(&[scale, turn, x, y])) => shifted(turn, scale, x, y),
         ("AffineModel2D" | "TranslationModel2D" | "RigidModel2D" | "SimilarityModel2D", _) => {
-            return Err(format!("{short} with dataString {data:?}; wanted its numbers between blanks"));
+            return Err(format!("{class} with dataString {data:?}; wanted its numbers between blanks"));
         }
-        _ => {
-            *bent.entry(short.to_string()).or_default() += 1;
-            return Ok(());
-        }
-    };
-    *map = Some(map.map_or(next, |m| m.then(&next)));
-    Ok(())
+        _ => return Ok(None),
+    }))
 }
 
 fn shifted(turn: f64, scale: f64, x: f64, y: f64) -> Affine {

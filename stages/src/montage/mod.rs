@@ -16,6 +16,7 @@
 
 mod basis;
 mod config;
+mod lens;
 mod links;
 mod model;
 mod report;
@@ -25,6 +26,7 @@ mod sparse;
 mod tests;
 
 pub use config::MontageConfig;
+pub use lens::{KnownLens, KnownLenses};
 pub use model::{Lens, Stiffness};
 pub use report::{Anchor, Montage, PairReport, PlacedTile, Placements, Residual, Trial};
 
@@ -46,6 +48,7 @@ pub fn solve(
     plan: &SectionPlan,
     present: &BTreeSet<TileKey>,
     matches: &[PairMatches],
+    known: &KnownLenses,
     config: &MontageConfig,
 ) -> Montage {
     let tiles: Vec<&PlannedTile> = plan.tiles().filter(|t| present.contains(&t.key)).collect();
@@ -70,6 +73,9 @@ pub fn solve(
     let problem = Problem {
         frames: tiles.iter().map(|t| Frame::of(t.size)).collect(),
         beams: beams(&tiles),
+        beam_ids: tiles.iter().map(|t| t.key.beam).collect::<BTreeSet<_>>().into_iter().collect(),
+        size: tiles.first().map(|t| t.size).filter(|s| tiles.iter().all(|t| t.size == *s)),
+        known: known.clone(),
         pairs: used.iter().map(|(&k, &ends)| points(&tiles, pairs[k], ends, config.folds.max(2))).collect(),
         stage_sd: stage_sd(&start, &parts, main, config),
         start,
@@ -77,7 +83,8 @@ pub fn solve(
     let (fit, trials) = choose(&problem, problem.middle(&tiles, TRIED_TILES).as_ref(), config);
     let used = used.into_keys().collect();
     let placed = place(&tiles, &problem, fit.as_ref(), &parts, main, config);
-    report::report(plan, placed, &pairs, (used, dropped), fit.map(|f| f.stiffness()), trials)
+    let lenses = fit.as_ref().map_or_else(|| problem.known.clone(), |f| problem.learned(f, config));
+    report::report(plan, placed, &pairs, (used, dropped), (fit.map(|f| f.stiffness()), trials, lenses))
 }
 
 /// The pairs of known tiles with a wanted verdict (index into `pairs`), and their median shifts.

@@ -12,11 +12,13 @@
 use std::collections::BTreeSet;
 
 use kinesin_stream::geometry::Xy;
+use kinesin_stream::ids::BeamId;
 use kinesin_stream::plan::PlannedTile;
 use serde::{Deserialize, Serialize};
 
 use super::MontageConfig;
 use super::basis::{Frame, MAX_TERMS, VALUES, degree_of, terms};
+use super::lens::{KnownLens, KnownLenses};
 use super::sparse::{Local, Normal, Pattern};
 
 /// Which tiles share a lens.
@@ -45,7 +47,7 @@ const LENS_DEGREE: usize = 3;
 /// Polynomials of a shared lens.
 const LENS_TERMS: usize = terms(LENS_DEGREE) - 1;
 /// Numbers of a shared lens along each axis: polynomials, then the start of scan.
-const SHARED: usize = LENS_TERMS + VALUES - MAX_TERMS;
+pub(super) const SHARED: usize = LENS_TERMS + VALUES - MAX_TERMS;
 
 /// The values of a point that a lens weighs.
 fn lens_values(values: &[f64; VALUES]) -> [f64; SHARED] {
@@ -54,6 +56,8 @@ fn lens_values(values: &[f64; VALUES]) -> [f64; SHARED] {
     out[LENS_TERMS..].copy_from_slice(&values[MAX_TERMS..]);
     out
 }
+/// Most tiles times lenses of which sections tell the next ones about their lenses.
+const MOST_TO_LEARN: usize = 100_000;
 /// How often the weights are taken from the fit before.
 const ROUNDS: usize = 4;
 
@@ -103,6 +107,12 @@ pub(super) struct Problem {
     /// Rigid placement, where the reweighting starts.
     pub(super) start: Vec<Xy<f64>>,
     pub(super) stage_sd: f64,
+    /// Width and height of all tiles, pixels; `None` where they differ.
+    pub(super) size: Option<Xy<u32>>,
+    /// Whose beam each number in `beams` is.
+    pub(super) beam_ids: Vec<BeamId>,
+    /// Of the sections before.
+    pub(super) known: KnownLenses,
 }
 
 /// A fitted placement.
@@ -166,22 +176,73 @@ impl Problem {
         let pairs = pairs.collect();
         let distinct: BTreeSet<usize> = order.iter().map(|&i| self.beams[i]).collect();
         let distinct: Vec<usize> = distinct.into_iter().collect();
+        let beam_ids = distinct.iter().map(|&b| self.beam_ids[b]).collect();
         Some(Self {
             frames: order.iter().map(|&i| self.frames[i]).collect(),
             beams: order.iter().map(|&i| distinct.partition_point(|&b| b < self.beams[i])).collect(),
             pairs,
             start: order.iter().map(|&i| self.start[i]).collect(),
             stage_sd: self.stage_sd,
+            size: self.size,
+            beam_ids,
+            known: self.known.clone(),
         })
+    }
+
+    fn groups(&self, lens: Lens) -> Vec<Option<usize>> {
+        match lens {
+            Lens::None => vec![None; self.frames.len()],
+            Lens::Common => vec![Some(0); self.frames.len()],
+            Lens::Beam => self.beams.iter().map(|&b| Some(b)).collect(),
+        }
+    }
+
+    /// What is known of lens `g` of this kind before this section.
+    fn known(&self, kind: Lens, g: usize) -> Option<&KnownLens> {
+        let beam = self.beam_ids.get(g).copied().unwrap_or(BeamId(0));
+        self.known.of(kind, beam, self.size)
+    }
+
+    /// What is known of lenses after this section, which `fit` placed.
+    pub(super) fn learned(&self, fit: &Fit, config: &MontageConfig) -> KnownLenses {
+        let (mut known, kind) = (self.known.clone(), fit.stiffness.lens);
+        let Some(size) = self.size else { return known };
+        // Where this would take longer than the solve, earlier sections have to do.
+        if fit.lens.len() * self.frames.len() > MOST_TO_LEARN {
+            return known;
+        }
+        let normal = self.normal(fit.stiffness, &fit.groups, None, Some(fit), config);
+        let mut pattern = Pattern::default();
+        let pulls = self.lens_pulls(config);
+        for (g, terms) in fit.lens.iter().enumerate() {
+            let beam = self.beam_ids.get(g).copied().unwrap_or(BeamId(0));
+            let lens = normal
+                .variance(&mut pattern, self.frames.len() + g)
+                .and_then(|v| KnownLens::after(self.known(kind, g), size, &v, terms, &pulls));
+            if let Some(lens) = lens {
+                known.put(kind, beam, lens);
+            }
+        }
+        known
+    }
+
+    /// How strongly each term of a lens is pulled to zero.
+    fn lens_pulls(&self, config: &MontageConfig) -> [f64; SHARED] {
+        let linear = self.linear_sd(config).max(config.lens_sd_px);
+        // A lens may scale as well as bend.
+        let sd = |k: usize| if k < LENS_TERMS && degree_of(k + 1) == 1 { linear } else { config.lens_sd_px };
+        std::array::from_fn(|k| (config.point_sd_px / sd(k)).powi(2))
+    }
+
+    /// Expected size of a tile's linear terms at its sides, pixels.
+    fn linear_sd(&self, config: &MontageConfig) -> f64 {
+        let halves = |f: &Frame| config.affine_sd * (f.half.x + f.half.y) / 2.0;
+        self.frames.iter().map(halves).sum::<f64>() / self.frames.len().max(1) as f64
     }
 
     /// Fits all points but those of part `held`. `None` where the equations cannot be solved.
     pub(super) fn fit(&self, stiffness: Stiffness, held: Option<usize>, config: &MontageConfig) -> Option<Fit> {
-        let groups: Vec<Option<usize>> = match stiffness.lens {
-            Lens::None => vec![None; self.frames.len()],
-            Lens::Common => vec![Some(0); self.frames.len()],
-            Lens::Beam => self.beams.iter().map(|&b| Some(b)).collect(),
-        };
+        let groups = self.groups(stiffness.lens);
         let mut fit: Option<Fit> = None;
         let mut pattern = Pattern::default();
         for _ in 0..ROUNDS {
@@ -224,8 +285,7 @@ impl Problem {
             normal.add(&sums.local);
         }
         let pull = |sd: f64| (config.point_sd_px / sd).powi(2);
-        let halves = |f: &Frame| config.affine_sd * (f.half.x + f.half.y) / 2.0;
-        let linear = self.frames.iter().map(halves).sum::<f64>() / tiles.max(1) as f64;
+        let linear = self.linear_sd(config);
         for i in 0..tiles {
             for k in 0..own {
                 let weight = match degree_of(k) {
@@ -236,15 +296,11 @@ impl Problem {
                 normal.pull(i, k, weight, [0.0; 2]);
             }
         }
+        let pulls = self.lens_pulls(config);
         for g in 0..lenses {
-            for k in 0..SHARED {
-                // A lens may scale as well as bend.
-                let sd = if k < LENS_TERMS && degree_of(k + 1) == 1 {
-                    linear.max(config.lens_sd_px)
-                } else {
-                    config.lens_sd_px
-                };
-                normal.pull(tiles + g, k, pull(sd), [0.0; 2]);
+            (0..SHARED).for_each(|k| normal.pull(tiles + g, k, pulls[k], [0.0; 2]));
+            if let Some(known) = self.known(stiffness.lens, g) {
+                normal.form(tiles + g, &known.information, &known.weighted);
             }
         }
         normal

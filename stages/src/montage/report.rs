@@ -7,6 +7,7 @@ use kinesin_stream::map::TileToSection;
 use kinesin_stream::plan::SectionPlan;
 use serde::{Deserialize, Serialize};
 
+use super::lens::KnownLenses;
 use super::model::Stiffness;
 use crate::pointmatch::{PairMatches, Verdict};
 
@@ -21,6 +22,9 @@ pub struct Montage {
     pub stiffness: Option<Stiffness>,
     /// All that were tried, with their errors at held-out points.
     pub trials: Vec<Trial>,
+    /// What is known of lenses from this section and those before it: what the next one begins with.
+    #[serde(default)]
+    pub lenses: KnownLenses,
     /// Over all points of used pairs.
     pub residual: Residual,
     /// All pairs given, sorted.
@@ -128,8 +132,7 @@ pub(super) fn report(
     mut tiles: Vec<PlacedTile>,
     pairs: &[&PairMatches],
     (used, dropped): (BTreeSet<usize>, BTreeSet<usize>),
-    stiffness: Option<Stiffness>,
-    trials: Vec<Trial>,
+    (stiffness, trials, lenses): (Option<Stiffness>, Vec<Trial>, KnownLenses),
 ) -> Montage {
     tiles.sort_by_key(|t| t.key);
     let maps: BTreeMap<TileKey, &TileToSection> = tiles.iter().map(|t| (t.key, &t.map)).collect();
@@ -153,7 +156,7 @@ pub(super) fn report(
     });
     let pairs = pairs.collect();
     let (section, serial) = (plan.section, plan.serial);
-    Montage { section, serial, stiffness, trials, residual: Residual::of(all), pairs, tiles }
+    Montage { section, serial, stiffness, trials, lenses, residual: Residual::of(all), pairs, tiles }
 }
 
 impl Residual {

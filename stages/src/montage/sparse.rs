@@ -108,6 +108,25 @@ impl Normal {
         right[1] += weight * target[1];
     }
 
+    /// Adds a quadratic form of a block: `c . square . c - 2 right . c`.
+    pub(super) fn form(&mut self, block: usize, square: &[f64], right: &[[f64; 2]]) {
+        let size = self.size(block);
+        let dense = self.blocks.entry((block, block)).or_insert_with(|| vec![0.0; size * size]);
+        dense.iter_mut().zip(square).for_each(|(d, s)| *d += s);
+        for (to, from) in self.right[self.starts[block]..].iter_mut().zip(right) {
+            to[0] += from[0];
+            to[1] += from[1];
+        }
+    }
+
+    /// A block of the inverse of the equations.
+    pub(super) fn variance(&self, pattern: &mut Pattern, block: usize) -> Option<Mat<f64>> {
+        let (start, size) = (self.starts[block], self.size(block));
+        let factor = self.factor(pattern)?;
+        let found = factor.solve(&Mat::from_fn(self.right.len(), size, |i, j| f64::from(u8::from(i == start + j))));
+        Some(Mat::from_fn(size, size, |i, j| found[(start + i, j)]))
+    }
+
     /// The minimum, or `None` where the equations are not positive definite. `pattern` is one that equations of the same blocks
     /// were solved with before, or new.
     pub(super) fn solve(&self, pattern: &mut Pattern) -> Option<Vec<[f64; 2]>> {
@@ -115,6 +134,15 @@ impl Normal {
         if n == 0 {
             return Some(Vec::new());
         }
+        let factor = self.factor(pattern)?;
+        let right = Mat::from_fn(n, 2, |i, j| self.right[i][j]);
+        let found = factor.solve(&right);
+        let solution: Vec<[f64; 2]> = (0..n).map(|i| [found[(i, 0)], found[(i, 1)]]).collect();
+        solution.iter().flatten().all(|v| v.is_finite()).then_some(solution)
+    }
+
+    fn factor(&self, pattern: &mut Pattern) -> Option<Llt<usize, f64>> {
+        let n = self.right.len();
         let (columns, rows, values) = self.columns();
         if pattern.0.as_ref().is_none_or(|(c, r, _)| *c != columns || *r != rows) {
             let places = SymbolicSparseColMat::new_checked(n, n, columns.clone(), None, rows.clone());
@@ -123,11 +151,7 @@ impl Normal {
         }
         let symbolic = pattern.0.as_ref().map(|p| p.2.clone())?;
         let matrix = SparseColMat::new(SymbolicSparseColMat::new_checked(n, n, columns, None, rows), values);
-        let factor = Llt::try_new_with_symbolic(symbolic, matrix.as_ref(), Side::Lower).ok()?;
-        let right = Mat::from_fn(n, 2, |i, j| self.right[i][j]);
-        let found = factor.solve(&right);
-        let solution: Vec<[f64; 2]> = (0..n).map(|i| [found[(i, 0)], found[(i, 1)]]).collect();
-        solution.iter().flatten().all(|v| v.is_finite()).then_some(solution)
+        Llt::try_new_with_symbolic(symbolic, matrix.as_ref(), Side::Lower).ok()
     }
 
     /// The lower triangle by compressed columns: where each begins, rows, values.

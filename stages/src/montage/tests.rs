@@ -26,7 +26,7 @@ fn matches_of(section: &Section) -> Vec<PairMatches> {
 }
 
 fn montage_of(section: &Section, matches: &[PairMatches]) -> Montage {
-    solve(&section.plan, &section.present(), matches, &MontageConfig::default())
+    solve(&section.plan, &section.present(), matches, &KnownLenses::default(), &MontageConfig::default())
 }
 
 fn seams(section: &Section, montage: &Montage) -> Vec<f64> {
@@ -95,7 +95,7 @@ fn a_tile_without_matches_goes_where_its_neighbours_went_and_is_marked() {
         tile.nominal = tile.nominal - Xy::new(4.0, 0.0) * f64::from(tile.key.beam.0 % 2);
     }
     matches.retain(|m| m.p != lone && m.q != lone);
-    let montage = solve(&plan, &section.present(), &matches, &MontageConfig::default());
+    let montage = solve(&plan, &section.present(), &matches, &KnownLenses::default(), &MontageConfig::default());
     let marked: Vec<_> = montage.unconnected().map(|t| (t.key, t.anchor)).collect();
     assert_eq!(marked, [(lone, Anchor::Neighbours)]);
     // Half of its six neighbours moved by 4 px: between 0 and 4, as the mean of the section.
@@ -124,7 +124,8 @@ fn only_present_tiles_are_placed() {
     let mut present = section.present();
     let lost = *present.iter().nth(5).expect("19 tiles");
     present.remove(&lost);
-    let montage = solve(&section.plan, &present, &matches_of(&section), &MontageConfig::default());
+    let montage =
+        solve(&section.plan, &present, &matches_of(&section), &KnownLenses::default(), &MontageConfig::default());
     assert!(montage.tile(lost).is_none() && montage.tiles.len() == 18);
     assert!(montage.faults().all(|f| f.p == lost || f.q == lost));
 }
@@ -133,4 +134,30 @@ fn only_present_tiles_are_placed() {
 fn unknown_settings_are_refused() {
     assert!(serde_json::from_str::<MontageConfig>(r#"{"huber_px": 2.0}"#).is_ok());
     assert!(serde_json::from_str::<MontageConfig>(r#"{"huber": 2.0}"#).is_err());
+}
+
+#[test]
+fn a_lens_known_from_sections_before_places_a_section_better_than_its_own_points_can() {
+    // A stage that is off by far more than the lens: alone, a section cannot tell lens from pitch.
+    let of = |z: u32| {
+        let recipe = Recipe { lens_px: 1.0, stage_px: 8.0, z, ..nineteen() };
+        let section = section(&recipe);
+        let matches = matches_of(&section);
+        (section, matches)
+    };
+    let place = |section: &Section, montage: &Montage| {
+        rms(&section.places(|key, x| montage.tile(key).expect("placed").0.apply(x)))
+    };
+    let mut known = KnownLenses::default();
+    let (mut alone, mut together) = (Vec::new(), Vec::new());
+    for z in 0..6 {
+        let (section, matches) = of(z);
+        alone.push(place(&section, &montage_of(&section, &matches)));
+        let montage = solve(&section.plan, &section.present(), &matches, &known, &MontageConfig::default());
+        together.push(place(&section, &montage));
+        known = montage.lenses;
+    }
+    assert_eq!(known.common.as_ref().map(|l| l.sections), Some(6));
+    assert_eq!(alone[0], together[0], "nothing is known before the first section");
+    assert!(rms(&together[3..]) < 0.8 * rms(&alone[3..]), "{together:?}, alone {alone:?}");
 }

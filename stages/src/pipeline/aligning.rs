@@ -278,6 +278,7 @@ mod tests {
             section,
             serial,
             stiffness: None,
+            lenses: crate::montage::KnownLenses::default(),
             trials: Vec::new(),
             residual: Residual::default(),
             pairs: Vec::new(),

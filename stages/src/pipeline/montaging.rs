@@ -1,4 +1,7 @@
 //! The montage box of the line: waits until every pair of a section is matched, solves, writes the section's files.
+//!
+//! Sections are solved in order of z, because each begins with what those before it told of the lenses. One that is complete
+//! early waits with its point matches; the alignment behind needs the same order.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -19,7 +22,7 @@ use super::gather::{Closed, current};
 use super::matching::MontageInput;
 use super::telemetry::{StageName, Telemetry};
 use crate::inspect::TileQuality;
-use crate::montage::{Anchor, Montage, MontageConfig, PlacedTile as MontagedTile, Residual, solve};
+use crate::montage::{Anchor, KnownLenses, Montage, MontageConfig, PlacedTile as MontagedTile, Residual, solve};
 use crate::pointmatch::PairMatches;
 use crate::publish::{SectionFiles, read_json, tile_specs, write_json};
 use crate::render::intensity::{self, OverlapStat};
@@ -139,6 +142,7 @@ impl MontageBox {
         run: &RunToken,
     ) -> Result<(), StopError> {
         let mut open: BTreeMap<SectionId, Open> = BTreeMap::new();
+        let (mut next, mut lenses) = (0, KnownLenses::default());
         while let Some(message) = input.recv_blocking() {
             let section = match &*message {
                 MontageInput::Matched(plan, matches, stat) => {
@@ -152,18 +156,27 @@ impl MontageBox {
             };
             drop(message);
             run.working_on(section.to_string());
-            let ready = open.get(&section).is_some_and(|o| match &o.closed {
-                Some(closed) => o.awaited.is_empty() || self.is_solved(closed),
-                None => false,
-            });
-            if ready {
-                let Some(Open { closed: Some(closed), matches, .. }) = open.remove(&section) else { continue };
-                let section = self.section(closed, matches)?;
+            while let Some((closed, matches)) = self.next(&mut open, next) {
+                run.working_on(closed.plan.section.to_string());
+                let section = self.section(closed, matches, &lenses)?;
+                lenses = section.montage.lenses.clone();
+                next += 1;
                 section.mark(self.ledger.as_ref(), State::Placed)?;
                 montaged.send_blocking(section)?;
             }
         }
         Ok(run.check()?)
+    }
+
+    /// Takes the section at `z` out where all is there that it is solved from.
+    fn next(&self, open: &mut BTreeMap<SectionId, Open>, z: u32) -> Option<(Closed, Matches)> {
+        let ready = |o: &Open| match &o.closed {
+            Some(closed) => closed.plan.serial.0 == z && (o.awaited.is_empty() || self.is_solved(closed)),
+            None => false,
+        };
+        let section = *open.iter().find(|(_, o)| ready(o))?.0;
+        let Open { closed, matches, .. } = open.remove(&section)?;
+        Some((closed?, matches))
     }
 
     fn files(&self, plan: &SectionPlan) -> SectionFiles {
@@ -174,13 +187,14 @@ impl MontageBox {
         self.files(&closed.plan).solved().is_file()
     }
 
-    fn section(&self, closed: Closed, matches: Matches) -> Result<Montaged, StopError> {
+    fn section(&self, closed: Closed, matches: Matches, lenses: &KnownLenses) -> Result<Montaged, StopError> {
         let files = self.files(&closed.plan);
         if let Some(solved) = read_json::<Solved>(&files.solved())? {
             return Ok(Montaged { plan: closed.plan, ..solved.into() });
         }
         let pixels = closed.plan.tiles().map(|t| u64::from(t.size.x) * u64::from(t.size.y)).sum();
-        let (montage, tones) = self.telemetry.time(StageName::Montage, pixels, || self.solver.solve(&closed, &matches));
+        let (montage, tones) =
+            self.telemetry.time(StageName::Montage, pixels, || self.solver.solve(&closed, &matches, lenses));
         let solved = Solved { plan: closed.plan.clone(), montage, tones: tones.into_iter().collect() };
         self.solver.write(&files, &closed, matches, &solved)?;
         // Last: where this file is, the others are.
@@ -190,17 +204,22 @@ impl MontageBox {
 }
 
 impl SectionSolver {
-    /// Places and tones from the matches of the pairs that count.
-    pub(super) fn solve(&self, closed: &Closed, matches: &Matches) -> (Montage, BTreeMap<TileKey, Tone>) {
+    /// Places and tones from the matches of the pairs that count, and from what sections before told of the lenses.
+    pub(super) fn solve(
+        &self,
+        closed: &Closed,
+        matches: &Matches,
+        lenses: &KnownLenses,
+    ) -> (Montage, BTreeMap<TileKey, Tone>) {
         let present = current(&closed.tiles);
         let keys: Vec<TileKey> = present.iter().copied().collect();
         let stats: Vec<OverlapStat> = matches.values().filter_map(|(_, stat)| *stat).collect();
         let tones = intensity::solve(&keys, &stats);
         let montage = if self.nominal {
-            nominal(&closed.plan, &present)
+            nominal(&closed.plan, &present, lenses)
         } else {
             let matches: Vec<PairMatches> = matches.values().map(|(m, _)| m.clone()).collect();
-            solve(&closed.plan, &present, &matches, &self.config)
+            solve(&closed.plan, &present, &matches, lenses, &self.config)
         };
         (montage, tones)
     }
@@ -227,7 +246,7 @@ impl SectionSolver {
 }
 
 /// Every tile where the scope believed it to be: what the montage stage has to beat.
-fn nominal(plan: &SectionPlan, present: &BTreeSet<TileKey>) -> Montage {
+fn nominal(plan: &SectionPlan, present: &BTreeSet<TileKey>, lenses: &KnownLenses) -> Montage {
     let tiles = plan.tiles().filter(|t| present.contains(&t.key)).map(|t| MontagedTile {
         key: t.key,
         name: t.name.clone(),
@@ -239,6 +258,7 @@ fn nominal(plan: &SectionPlan, present: &BTreeSet<TileKey>) -> Montage {
         serial: plan.serial,
         stiffness: None,
         trials: Vec::new(),
+        lenses: lenses.clone(),
         residual: Residual::default(),
         pairs: Vec::new(),
         tiles: tiles.collect(),

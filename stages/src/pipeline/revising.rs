@@ -39,7 +39,7 @@ use super::montaging::{Evidence, Matches, Montaged, SectionSolver, Solved};
 use super::telemetry::{StageName, Telemetry};
 use super::tiles::TileCache;
 use crate::inspect::{InspectConfig, TileQuality, Verdict, compare};
-use crate::montage::Montage;
+use crate::montage::{KnownLenses, Montage};
 use crate::pointmatch::{MatchConfig, Matcher, Neighbours, Pair, PairMatches};
 use crate::publish::{SectionFiles, read_json, write_json};
 use crate::render::intensity::OverlapStat;
@@ -111,8 +111,9 @@ impl Reviser {
         let closed = merged(closed, &before.evidence, &self.inspect);
         let matches = self.matches(&closed, &was, before.evidence.pairs, tiles, run)?;
         let pixels = closed.plan.tiles().map(|t| u64::from(t.size.x) * u64::from(t.size.y)).sum();
+        let lenses = self.lenses_before(z)?;
         let (mut montage, mut tones) =
-            self.telemetry.time(StageName::Montage, pixels, || self.solver.solve(&closed, &matches));
+            self.telemetry.time(StageName::Montage, pixels, || self.solver.solve(&closed, &matches, &lenses));
         let moved = hold(&closed.plan, &before.solved, &mut montage, &mut tones)?;
         let solved = Solved { plan: closed.plan.clone(), montage, tones: tones.into_iter().collect() };
         self.solver.write(&files, &closed, matches, &solved)?;
@@ -139,6 +140,13 @@ impl Reviser {
     fn mark(&self, section: &Montaged, alignment: Option<&AlignmentFile>) -> Result<(), StopError> {
         let seen = alignment.is_some_and(|a| a.map.is_some());
         Ok(section.mark(self.ledger.as_ref(), if seen { State::Published } else { State::Placed })?)
+    }
+
+    /// What the first version of section `z` was solved with.
+    fn lenses_before(&self, z: u32) -> Result<KnownLenses, StopError> {
+        let Some(earlier) = z.checked_sub(1) else { return Ok(KnownLenses::default()) };
+        let path = SectionFiles::new(&self.out, earlier).solved();
+        Ok(read_json::<Solved>(&path)?.ok_or_else(|| lacking(&path))?.montage.lenses)
     }
 
     fn before(&self, z: u32, version: u32) -> Result<Before, StopError> {
@@ -440,6 +448,7 @@ mod tests {
             section: plan.section,
             serial: plan.serial,
             stiffness: None,
+            lenses: KnownLenses::default(),
             trials: Vec::new(),
             residual: Residual::default(),
             pairs: Vec::new(),

@@ -12,7 +12,9 @@
 //! ```
 
 mod files;
+mod matches;
 mod tilespec;
 
 pub use files::{FileError, SectionFiles, read_json, write_json};
+pub use matches::{RenderMatches, RenderPoints, render_matches};
 pub use tilespec::{affine_of, tile_specs};
