@@ -33,6 +33,7 @@ mod matching;
 mod montaging;
 mod offline;
 mod provisional;
+mod quality;
 mod rendering;
 mod revising;
 mod segmenting;

@@ -208,7 +208,7 @@ impl Section {
                     let off = Xy::new(sd * random.normal(), sd * random.normal());
                     points.push(PointMatch { p: x, q: q.invert(p.apply(x)) + off, weight: 0.8 });
                 }
-                PairMatches { p: pair.p, q: pair.q, points, confidence: 0.9, verdict: Verdict::Matched }
+                PairMatches { p: pair.p, q: pair.q, points, confidence: 0.9, verdict: Verdict::Matched, rows: None }
             })
             .collect()
     }

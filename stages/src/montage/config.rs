@@ -18,10 +18,12 @@ pub struct MontageConfig {
     /// Expected spread of scale, shear and rotation between tiles, and of what all share, as a part of one. Default 1e-3,
     /// the order of what calibrated beams and cameras show.
     pub affine_sd: f64,
-    /// Expected size of a tile's own bending (each polynomial term) at its sides, pixels. Default 0.7.
-    pub bend_sd_px: f64,
-    /// Expected size of each term of a lens that tiles share, pixels. Default 1: lenses in use bend by 1 to 3 px in all.
-    pub lens_sd_px: f64,
+    /// Expected size of a tile's own bending (each polynomial term) at its sides, as a part of half a side. Default 1.4e-3: 0.7 px
+    /// of 1024.
+    pub bend_sd: f64,
+    /// Expected size of each term of a lens that tiles share, and of a start of scan, as a part of half a side. Default 2e-3:
+    /// 1 px of 1024; lenses in use bend by 1 to 3 px there in all.
+    pub lens_sd: f64,
     /// Expected error of the stage, pixels; 0 takes it from the data. Default 0.
     pub stage_sd_px: f64,
     /// A softer model is taken only where it lowers the error at held-out points by more than this part. Default 0.05: less is
@@ -42,8 +44,8 @@ impl Default for MontageConfig {
             huber_px: 1.0,
             point_sd_px: 0.2,
             affine_sd: 1e-3,
-            bend_sd_px: 0.7,
-            lens_sd_px: 1.0,
+            bend_sd: 1.4e-3,
+            lens_sd: 2e-3,
             stage_sd_px: 0.0,
             min_gain: 0.05,
             folds: 4,

@@ -228,16 +228,15 @@ impl Problem {
 
     /// How strongly each term of a lens is pulled to zero.
     fn lens_pulls(&self, config: &MontageConfig) -> [f64; SHARED] {
-        let linear = self.linear_sd(config).max(config.lens_sd_px);
-        // A lens may scale as well as bend.
-        let sd = |k: usize| if k < LENS_TERMS && degree_of(k + 1) == 1 { linear } else { config.lens_sd_px };
-        std::array::from_fn(|k| (config.point_sd_px / sd(k)).powi(2))
+        let half = self.half();
+        // The scale of what all share is that of the section: as little known as that of a tile.
+        let part = |k: usize| if k < LENS_TERMS && degree_of(k + 1) == 1 { config.affine_sd } else { config.lens_sd };
+        std::array::from_fn(|k| (config.point_sd_px / (half * part(k))).powi(2))
     }
 
-    /// Expected size of a tile's linear terms at its sides, pixels.
-    fn linear_sd(&self, config: &MontageConfig) -> f64 {
-        let halves = |f: &Frame| config.affine_sd * (f.half.x + f.half.y) / 2.0;
-        self.frames.iter().map(halves).sum::<f64>() / self.frames.len().max(1) as f64
+    /// Half the side of a tile, mean of both sides and of all tiles, pixels.
+    fn half(&self) -> f64 {
+        self.frames.iter().map(|f| (f.half.x + f.half.y) / 2.0).sum::<f64>() / self.frames.len().max(1) as f64
     }
 
     /// Fits all points but those of part `held`. `None` where the equations cannot be solved.
@@ -285,13 +284,13 @@ impl Problem {
             normal.add(&sums.local);
         }
         let pull = |sd: f64| (config.point_sd_px / sd).powi(2);
-        let linear = self.linear_sd(config);
+        let half = self.half();
         for i in 0..tiles {
             for k in 0..own {
                 let weight = match degree_of(k) {
                     0 => pull(self.stage_sd),
-                    1 => pull(linear),
-                    _ => pull(config.bend_sd_px),
+                    1 => pull(half * config.affine_sd),
+                    _ => pull(half * config.bend_sd),
                 };
                 normal.pull(i, k, weight, [0.0; 2]);
             }

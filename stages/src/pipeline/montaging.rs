@@ -16,10 +16,10 @@ use kinesin_stream::runner::RunToken;
 use kinesin_stream::stage::StopError;
 use kinesin_stream::tile::Reason;
 use serde::{Deserialize, Serialize};
-use serde_json::json;
 
 use super::gather::{Closed, current};
 use super::matching::MontageInput;
+use super::quality::quality;
 use super::telemetry::{StageName, Telemetry};
 use crate::inspect::TileQuality;
 use crate::montage::{Anchor, KnownLenses, Montage, MontageConfig, PlacedTile as MontagedTile, Residual, solve};
@@ -235,7 +235,7 @@ impl SectionSolver {
         let montage = &solved.montage;
         write_json(&files.montage(), &tile_specs(&closed.plan, self.pixel_nm, |t| montage.tile(t.key).map(|m| &m.0)))?;
         write_json(&files.placements(), &montage.placements())?;
-        write_json(&files.quality(), &quality(closed, montage))?;
+        write_json(&files.quality(), &quality(closed, montage, &matches, self.pixel_nm))?;
         let evidence = Evidence {
             tiles: closed.tiles.iter().map(|(k, q)| (*k, *q)).collect(),
             lost: closed.lost.iter().map(|(k, r)| (*k, r.clone())).collect(),
@@ -263,28 +263,4 @@ fn nominal(plan: &SectionPlan, present: &BTreeSet<TileKey>, lenses: &KnownLenses
         pairs: Vec::new(),
         tiles: tiles.collect(),
     }
-}
-
-/// What an operator wants to know of the section at once.
-fn quality(closed: &Closed, montage: &Montage) -> serde_json::Value {
-    let name = |key: TileKey| closed.plan.tile(key).map_or_else(|| key.to_string(), |t| t.name.clone());
-    let tiles: serde_json::Map<_, _> = closed.tiles.iter().map(|(k, q)| (name(*k), json!(q))).collect();
-    let reason = |(k, r): (&TileKey, &Reason)| (name(*k), json!(r.to_string()));
-    let lost: serde_json::Map<_, _> = closed.lost.iter().map(reason).collect();
-    let faults: Vec<_> = montage
-        .faults()
-        .map(|f| json!({"p": name(f.p), "q": name(f.q), "confidence": f.confidence, "fault": f.fault}))
-        .collect();
-    let unconnected: Vec<_> = montage.unconnected().map(|t| json!({"tile": t.name, "held_by": t.anchor})).collect();
-    json!({
-        "section": closed.plan.name,
-        "z": closed.plan.serial.0,
-        "version": closed.revision,
-        "tiles": tiles,
-        "lost": lost,
-        "doubtful_or_failed_overlaps": faults,
-        "tiles_not_held_by_matches": unconnected,
-        "residual_px": montage.residual,
-        "stiffness": montage.stiffness,
-    })
 }

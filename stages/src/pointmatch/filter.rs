@@ -148,7 +148,7 @@ fn less_local_mean(plane: &mut Plane, half: usize) {
 
 /// `out[i]` becomes the sum of `row` from `i - half` to `i + half`, nothing beyond the ends. From sums over powers of two, so
 /// that no sum waits for the one before.
-fn window_sums(row: &[f32], half: usize, out: &mut [f32], [line, next]: &mut [Vec<f32>; 2]) {
+pub(super) fn window_sums(row: &[f32], half: usize, out: &mut [f32], [line, next]: &mut [Vec<f32>; 2]) {
     line.fill(0.0);
     line[half..half + row.len()].copy_from_slice(row);
     out.fill(0.0);

@@ -9,6 +9,7 @@ use super::course::{Sample, distances};
 use super::filter::{Plane, band_pass, reduced};
 use super::pairs::{Pair, StripRects, overlap_rects};
 use super::peak::{fraction, score_without_stripes};
+use super::rows::{self, RowDrift};
 use super::{PairMatches, PointMatch, Verdict};
 
 /// Strips that are not those of the pair.
@@ -128,7 +129,8 @@ impl Matcher {
         let share = points.len() as f64 / blocks.max(1) as f64;
         let verdict = self.verdict(first.confidence, share, points.len(), blocks);
         let points = if matches!(verdict, Verdict::Failed(_)) { Vec::new() } else { points };
-        PairMatches { p: pair.p, q: pair.q, points, confidence: first.confidence, verdict }
+        let rows = if verdict == Verdict::Matched { row_drift(pair, p, q, &points) } else { None };
+        PairMatches { p: pair.p, q: pair.q, points, confidence: first.confidence, verdict, rows }
     }
 
     fn verdict(&self, confidence: f64, share: f64, agreeing: usize, blocks: usize) -> Verdict {
@@ -301,6 +303,19 @@ impl Matcher {
 fn overlap_of(pair: &Pair, near: Xy<i64>, p: &Strip<'_>, q: &Strip<'_>) -> Option<BoxXy> {
     let common = pair.overlap(Xy::new(near.x as f64, near.y as f64))?;
     common.intersect(&p.rect)?.intersect(&moved(&q.rect, Xy::new(-near.x, -near.y)))
+}
+
+/// How the first rows of the overlap lie, at the mean shift of the points.
+fn row_drift<'a>(pair: &Pair, p: &Strip<'a>, q: &Strip<'a>, points: &[PointMatch]) -> Option<RowDrift> {
+    let mean = points.iter().fold(Xy::default(), |s, m| s + (m.q - m.p)) * (1.0 / points.len().max(1) as f64);
+    let near = Xy::new(mean.x.round() as i64, mean.y.round() as i64);
+    let common = overlap_of(pair, near, p, q).filter(|c| c.size().x >= rows::LEAST_COLUMNS)?;
+    let part = |strip: &Strip<'a>, x: i64, y: i64| {
+        let (x, y) = ((x - strip.rect.min.x) as usize, (y - strip.rect.min.y) as usize);
+        &strip.pixels.row(y)[x..x + common.size().x]
+    };
+    let lines = rows::rows_of(common.min.y, common.size().y, near);
+    rows::drift(lines.map(|(y, in_q)| (part(p, common.min.x, y), part(q, common.min.x + near.x, in_q))))
 }
 
 /// Blocks of about `area` pixels that cover `common` without overlap, in rows.

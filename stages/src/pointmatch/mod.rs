@@ -34,6 +34,7 @@ mod filter;
 mod matcher;
 mod pairs;
 mod peak;
+mod rows;
 
 #[cfg(test)]
 #[path = "../../benches/synthetic/mod.rs"]
@@ -44,6 +45,7 @@ mod tests;
 pub use config::MatchConfig;
 pub use matcher::{MatchError, Matcher};
 pub use pairs::{Neighbours, Pair, StripRects, overlap_rects, pairs};
+pub use rows::RowDrift;
 
 use kinesin_stream::geometry::Xy;
 use kinesin_stream::ids::TileKey;
@@ -85,11 +87,21 @@ pub struct PairMatches {
     pub confidence: f64,
     /// Whether to use them.
     pub verdict: Verdict,
+    /// How the first rows of the overlap lie; `None` where they are too short or unclear.
+    #[serde(default)]
+    pub rows: Option<RowDrift>,
 }
 
 impl PairMatches {
     /// A pair that gave nothing.
     pub fn failed(pair: &Pair, confidence: f64, reason: impl Into<String>) -> Self {
-        Self { p: pair.p, q: pair.q, points: Vec::new(), confidence, verdict: Verdict::Failed(reason.into()) }
+        Self {
+            p: pair.p,
+            q: pair.q,
+            points: Vec::new(),
+            confidence,
+            verdict: Verdict::Failed(reason.into()),
+            rows: None,
+        }
     }
 }

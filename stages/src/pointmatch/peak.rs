@@ -58,7 +58,7 @@ pub(super) fn score_without_stripes(f: &Plane, g: &Plane, lag: Xy<i64>) -> f64 {
 }
 
 /// Sums of `a b` and `b b`, in lanes that the compiler turns into vectors.
-fn products(a: &[f32], b: &[f32]) -> (f32, f32) {
+pub(super) fn products(a: &[f32], b: &[f32]) -> (f32, f32) {
     const LANES: usize = 8;
     let (mut fg, mut gg) = ([0.0f32; LANES], [0.0f32; LANES]);
     let (whole_a, whole_b) = (a.chunks_exact(LANES), b.chunks_exact(LANES));

@@ -105,8 +105,14 @@ mod tests {
         let points: Vec<PointMatch> = (0..3)
             .map(|i| PointMatch { p: Xy::new(f64::from(i), 0.1), q: Xy::new(5.5, f64::from(i)), weight: 0.25 })
             .collect();
-        let matched =
-            PairMatches { p: key(0), q: key(1), points: points.clone(), confidence: 0.9, verdict: Verdict::Matched };
+        let matched = PairMatches {
+            p: key(0),
+            q: key(1),
+            points: points.clone(),
+            confidence: 0.9,
+            verdict: Verdict::Matched,
+            rows: None,
+        };
         let failed = PairMatches { verdict: Verdict::Failed("no".into()), ..matched.clone() };
         let written = serde_json::to_string(&render_matches(&plan, &[matched, failed])).expect("plain numbers");
         let back: Vec<RenderMatches> = serde_json::from_str(&written).expect("its own output");
