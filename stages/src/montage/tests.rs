@@ -137,7 +137,7 @@ fn unknown_settings_are_refused() {
 }
 
 #[test]
-fn a_lens_known_from_sections_before_places_a_section_better_than_its_own_points_can() {
+fn sections_that_know_the_lens_from_those_before_are_placed_better_than_alone() {
     // A stage that is off by far more than the lens: alone, a section cannot tell lens from pitch.
     let of = |z: u32| {
         let recipe = Recipe { lens_px: 1.0, stage_px: 8.0, z, ..nineteen() };
@@ -159,5 +159,5 @@ fn a_lens_known_from_sections_before_places_a_section_better_than_its_own_points
     }
     assert_eq!(known.common.as_ref().map(|l| l.sections), Some(6));
     assert_eq!(alone[0], together[0], "nothing is known before the first section");
-    assert!(rms(&together[3..]) < 0.8 * rms(&alone[3..]), "{together:?}, alone {alone:?}");
+    assert!(together[1..].iter().zip(&alone[1..]).all(|(t, a)| t < a), "{together:?}, alone {alone:?}");
 }
