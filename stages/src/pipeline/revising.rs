@@ -349,9 +349,8 @@ fn hold(
 /// tile moved (place, turn, scale). Huber weights at [`HELD_PX`], so that tiles that did move do not count for much.
 fn frame(both: &[(Xy<f64>, Xy<f64>)]) -> Affine {
     let n = both.len().max(1) as f64;
-    let mean =
-        |of: fn(&(Xy<f64>, Xy<f64>)) -> Xy<f64>| both.iter().map(of).fold(Xy::default(), |s, p| s + p) * (1.0 / n);
-    let (from, to) = (mean(|b| b.0), mean(|b| b.1));
+    let sum = both.iter().fold((Xy::default(), Xy::default()), |(f, t), (a, b)| (f + *a, t + *b));
+    let (from, to) = (sum.0 * (1.0 / n), sum.1 * (1.0 / n));
     let mut frame = Affine::translation(to - from);
     for _ in 0..10 {
         // Normal equations of 1, x, y about the middle, for both axes at once.
