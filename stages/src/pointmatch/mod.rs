@@ -22,7 +22,7 @@
 //! `n / s^2` padded by the margin. Blocks: `2 m` pixels through the band-pass and three FFTs of about `1.4 m` in all.
 //! At 500 to 800 Mpx/s of FFT and 250 Mpx/s of band-pass on one core, 61 tiles of 1024 x 896 at 8 % overlap (156 pairs, `n`
 //! = 0.2 Mpx, `m` = 0.08 Mpx, `s` = 2) have a floor of about 2 ms a pair: 180 Mpx of input a second. The bytes are no limit.
-//! `benches/stitch.rs` says what is reached: 150 to 200 Mpx/s on one shared core.
+//! `benches/stitch.rs` says what is reached: 120 to 290 Mpx/s on one shared core.
 //!
 //! Pure and independent of threads: one [`Matcher`] a worker holds plans and scratch space and nothing else.
 
