@@ -6,9 +6,9 @@
 //! Appended to, never rewritten; a restart takes off what a power cut left of the last line and goes on in the same file. Bytes,
 //! bytes a second, seconds. A scope without a head (`kinesin send`) has its own, beside its spool.
 //!
-//! The terminal shows what asks for a person, at most once a minute for each kind ([`Weight`]); of what the report counts it
+//! The terminal shows what asks for a person, at most once a minute for each kind (`Weight`); of what the report counts it
 //! shows the first. Repeated events are held down in two places: whoever finds them tells a tile that comes again and again more
-//! and more rarely, and [`log`] bounds the lines of each kind.
+//! and more rarely, and `log` bounds the lines of each kind.
 
 mod log;
 mod sources;
