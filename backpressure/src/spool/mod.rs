@@ -109,7 +109,7 @@ struct Inner {
     releases: watch::Sender<u64>,
     observer: OnceLock<Box<dyn Fn(SpoolEvent) + Send + Sync>>,
     /// Locked as long as the spool is open.
-    _claim: File,
+    _claim: recover::Claim,
 }
 
 struct Writer {

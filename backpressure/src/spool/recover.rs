@@ -88,17 +88,30 @@ pub(super) fn spare_path(folder: &Path) -> PathBuf {
     folder.join("spare")
 }
 
+/// The lock on a spool. Given back by name: a program that is just being started elsewhere in this process still shares the
+/// file, and closing it here alone would leave the spool locked for that moment.
+pub(super) struct Claim(File);
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        // Closing the file is all that is left to do where this fails.
+        let _ = self.0.unlock();
+    }
+}
+
 /// Locks the spool for this process and checks whose it is; an empty one becomes ours.
-pub(super) fn claim(config: &SpoolConfig) -> Result<File, SpoolError> {
+pub(super) fn claim(config: &SpoolConfig) -> Result<Claim, SpoolError> {
     let path = head_path(&config.folder);
     let io = |what| SpoolError::io(what, &path);
-    let mut file =
+    let file =
         OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path).map_err(io("open"))?;
     match file.try_lock() {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => return Err(SpoolError::InUse { folder: config.folder.clone() }),
         Err(TryLockError::Error(e)) => return Err(io("lock")(e)),
     }
+    let claim = Claim(file);
+    let mut file = &claim.0;
     let mut found = Vec::new();
     file.read_to_end(&mut found).map_err(io("read"))?;
     let empty = numbers(&config.folder)?.is_empty() && !has_notes(&config.folder)?;
@@ -114,7 +127,7 @@ pub(super) fn claim(config: &SpoolConfig) -> Result<File, SpoolError> {
         file.sync_all().map_err(io("sync"))?;
         sync_folder(&config.folder)?;
     }
-    Ok(file)
+    Ok(claim)
 }
 
 fn check_head(config: &SpoolConfig, found: &[u8]) -> Result<(), SpoolError> {
