@@ -10,19 +10,22 @@
 use std::sync::Arc;
 
 use kinesin_stream::geometry::{BoxXy, Xy};
-use kinesin_stream::map::Affine;
+use kinesin_stream::map::{Affine, Map};
 use rayon::prelude::*;
 use rustfft::num_complex::Complex;
 use rustfft::{Fft, FftPlanner};
 
-use super::blocks::{Search, match_blocks};
+use super::blocks::{Fixed, Search, match_blocks};
 use super::config::AlignConfig;
 use super::fit::{self, FOLDS, Pair};
-use super::plane::Plane;
+use super::plane::{Plane, deviation};
+use super::warp;
 
 /// Votes within this many thumbnail pixels of the affine map agree with it: local deformation and half a pixel of search.
 const TOLERANCE: f64 = 2.5;
-/// Blocks that must agree at least, whatever their share; a quarter of all where that is more.
+/// The sweep is done on thumbnails of at least this many pixels on the shorter side.
+const LEAST_SWEPT: usize = 56;
+/// Blocks that must agree at least, whatever their share; two fifths of all where that is more.
 const LEAST_VOTES: usize = 8;
 
 /// Section pixel to volume pixel, full resolution, by a sweep around 0 and, where `all_angles`, over the circle.
@@ -32,7 +35,11 @@ pub(super) fn find(
     config: &AlignConfig,
     all_angles: bool,
 ) -> Result<Affine, String> {
-    let transforms = Transforms::new(section, reference);
+    // The sweep is done twice coarser where that leaves enough; votes follow at the thumbnail's own scale.
+    let enough = section.width.min(section.height).min(reference.width.min(reference.height)) >= 2 * LEAST_SWEPT;
+    let halves = enough.then(|| (section.halved(), reference.halved()));
+    let (swept, onto) = halves.as_ref().map_or((section, reference), |(s, r)| (s, r));
+    let transforms = Transforms::new(swept, onto);
     let (step, n) = if all_angles {
         // Twice the first step, all around.
         let n = (180.0 / (2.0 * config.sweep_step_deg)).ceil();
@@ -64,7 +71,7 @@ fn confirm(section: &Plane, reference: &Plane, pose: Affine, config: &AlignConfi
         least_distinctness: config.least_distinctness / 2.0,
     };
     let back = pose.inverse().ok_or("the turned thumbnail is flat")?;
-    let blocks = match_blocks(&turned, &padded(reference, turned.area), &search);
+    let blocks = match_blocks(&turned, &Fixed::new(&padded(reference, turned.area)), &search);
     let trusted: Vec<Pair> = blocks
         .iter()
         .filter(|m| m.trusted)
@@ -76,7 +83,7 @@ fn confirm(section: &Plane, reference: &Plane, pose: Affine, config: &AlignConfi
     };
     let Some((map, votes)) = fit::vote(&trusted, tolerance) else { return Err(told(0)) };
     let agreement = votes.len() as f64 / trusted.len() as f64;
-    let enough = LEAST_VOTES.max(blocks.len() / 4);
+    let enough = LEAST_VOTES.max(blocks.len() * 2 / 5);
     if votes.len() < enough || agreement < config.coarse_agreement {
         return Err(told(votes.len()));
     }
@@ -92,23 +99,14 @@ fn confirm(section: &Plane, reference: &Plane, pose: Affine, config: &AlignConfi
 
 /// `reference` in a larger or shifted frame.
 fn padded(reference: &Plane, area: BoxXy) -> Plane {
-    let size = area.size();
-    let mut out = Plane {
-        area,
-        scale: reference.scale,
-        width: size.x,
-        height: size.y,
-        values: vec![0; size.x * size.y],
-        filled: vec![0; size.x * size.y],
-    };
+    let mut out = Plane::empty(area, reference.scale);
     if let Some(part) = area.intersect(&reference.area) {
         for y in part.min.y..part.max.y {
-            let to = (y - area.min.y) as usize * size.x + (part.min.x - area.min.x) as usize;
+            let to = (y - area.min.y) as usize * out.width + (part.min.x - area.min.x) as usize;
             let from =
                 (y - reference.area.min.y) as usize * reference.width + (part.min.x - reference.area.min.x) as usize;
             let n = part.size().x;
-            out.values[to..to + n].copy_from_slice(&reference.values[from..from + n]);
-            out.filled[to..to + n].copy_from_slice(&reference.filled[from..from + n]);
+            out.grey[to..to + n].copy_from_slice(&reference.grey[from..from + n]);
         }
     }
     out
@@ -126,36 +124,7 @@ fn turn(section: &Plane, pose: &Affine, reference: &Plane) -> Plane {
     let margin = 24;
     area.min = Xy::new(area.min.x - margin, area.min.y - margin);
     area.max = Xy::new(area.max.x + margin, area.max.y + margin);
-    let mut out = padded(reference, area);
-    out.values.fill(0);
-    out.filled.fill(0);
-    let back = pose.inverse().unwrap_or(Affine::IDENTITY);
-    for y in 0..out.height {
-        for x in 0..out.width {
-            let p = section.place_of(back.apply(out.to_full(Xy::new(x as f64, y as f64))));
-            if let Some(v) = sample(section, p) {
-                out.values[y * out.width + x] = v.round() as i16;
-                out.filled[y * out.width + x] = 1;
-            }
-        }
-    }
-    out
-}
-
-/// Bilinear value, `None` outside or at empty pixels.
-fn sample(p: &Plane, at: Xy<f64>) -> Option<f64> {
-    let (c, r) = (at.x.floor(), at.y.floor());
-    if c < 0.0 || r < 0.0 || c + 1.0 >= p.width as f64 || r + 1.0 >= p.height as f64 {
-        return None;
-    }
-    let i = r as usize * p.width + c as usize;
-    let four = [i, i + 1, i + p.width, i + p.width + 1];
-    if four.iter().any(|i| p.filled[*i] == 0) {
-        return None;
-    }
-    let [a, b, c, d] = four.map(|i| f64::from(p.values[i]));
-    let (u, v) = (at.x.fract(), at.y.fract());
-    Some((a * (1.0 - u) + b * u) * (1.0 - v) + (c * (1.0 - u) + d * u) * v)
+    warp::drawn(section, &Map::Affine(*pose), area)
 }
 
 /// One angle of the sweep.
@@ -187,7 +156,7 @@ impl<'a> Transforms<'a> {
         let mut spectrum = vec![Complex::default(); side * side];
         for y in 0..reference.height {
             for x in 0..reference.width {
-                spectrum[y * side + x].re = f32::from(reference.values[y * reference.width + x]);
+                spectrum[y * side + x].re = f32::from(deviation(reference.grey[y * reference.width + x]));
             }
         }
         transform(&mut spectrum, side, forward.as_ref());
@@ -249,8 +218,8 @@ impl<'a> Transforms<'a> {
                 let p = Xy::new(cos * u - sin * v + centre.x, sin * u + cos * v + centre.y);
                 let (c, r) = (p.x.round(), p.y.round());
                 if c >= 0.0 && r >= 0.0 && c < w && r < h {
-                    let value = self.section.values[r as usize * self.section.width + c as usize];
-                    put(((y + n / 2) * n + x + n / 2) as usize, f32::from(value));
+                    let value = self.section.grey[r as usize * self.section.width + c as usize];
+                    put(((y + n / 2) * n + x + n / 2) as usize, f32::from(deviation(value)));
                 }
             }
         }

@@ -1,18 +1,16 @@
 //! From a coarse pose to the final warp: match patches under the present warp, solve, warp again, finer.
 
-use kinesin_stream::geometry::{BoxXy, Xy, full_to_reduced, reduced_to_full};
-use kinesin_stream::ids::{BeamId, MfovId, RegionId, SectionId, SerialIndex, TileKey};
+use kinesin_stream::geometry::{BoxXy, Xy};
+use kinesin_stream::ids::SerialIndex;
 use kinesin_stream::map::{Affine, Grid, Map};
-use kinesin_stream::pixels::Pixels;
 use ndarray::Array2;
 
-use super::blocks::{Match, Search, match_blocks};
+use super::blocks::{Fixed, Match, Search, match_blocks};
 use super::config::AlignConfig;
 use super::drift::{Drift, rounded};
 use super::fit::{self, FOLDS, Pair};
 use super::plane::Plane;
-use super::{Reference, Residual, area_of};
-use crate::render::{PlacedTile, RenderConfig, Renderer, Tone};
+use super::{Reference, Residual, area_of, warp};
 
 /// Thumbnails have at least this many pixels on the shorter side where the section allows.
 const LEAST_THUMBNAIL: usize = 96;
@@ -22,8 +20,12 @@ const MOST_THUMBNAIL: usize = 512;
 const MOST_NODES: f64 = 96.0;
 /// A match is consistent where the warp meets it within this many pixels.
 const CONSISTENT_PX: f64 = 6.0;
-/// Reach of the search, reduced pixels, in the passes at the finest scale: what the coarser solve leaves, then what the first leaves.
-const FINE_REACH: [usize; 2] = [4, 3];
+/// Reach of the search, pixels of the scale, after the first pass: what the coarser solve leaves.
+const FINE_REACH: usize = 3;
+/// Sections are looked at four times coarser first where their shorter side keeps this many pixels.
+const LEAST_COARSEST: usize = 96;
+/// Stiffness before the last pass, where held-out matches choose it.
+const FIRST_STIFFNESS: f64 = 1.0;
 /// A reference counts as used where this share of its patches is trusted.
 const USED_SHARE: f64 = 0.2;
 
@@ -54,18 +56,42 @@ pub(super) fn place(
     let mut map = Map::Affine(pose);
     let mut stiffness = f64::INFINITY;
     let mut tied: Vec<Vec<Tied>> = vec![];
-    for pass in passes(config) {
-        let (warp, at) = warped(image, origin, &map, config.reduction)?;
-        let of = |r: &&Reference| tie(match_pass(&warp, at, r, &pass, config.reduction), &map);
-        tied = references.iter().map(of).collect();
+    let passes = passes(config, image.dim());
+    let margin = 8 + (config.patch_px / config.reduction) as i64;
+    let area = references.iter().map(|r| area_of(&r.image, r.origin)).reduce(|a, b| a.union(&b));
+    let area = aligned(area.ok_or("there is no reference")?, margin);
+    let own = pyramid(image, origin, aligned(area_of(image, origin), 0), config.reduction);
+    let fixed: Vec<Vec<Plane>> =
+        references.iter().map(|r| pyramid(&r.image, r.origin, area, config.reduction)).collect();
+    for (i, (level, search)) in passes.iter().enumerate() {
+        let moved = warp::drawn(&own[*level], &map, fixed[0][*level].area);
+        let of = |planes: &Vec<Plane>| tie(match_blocks(&moved, &Fixed::new(&planes[*level]), search), &map);
+        tied = fixed.iter().map(of).collect();
         let weighted = tied.iter().zip(0i32..).flat_map(|(t, age)| pairs(t, config.older_weight.powi(age)));
-        let weighted: Vec<Pair> = weighted.collect();
-        let found = fit::elastic(&weighted, &axes.0, &axes.1);
+        let weighted = evened(weighted.collect());
+        let last = i + 1 == passes.len();
+        let found = fit::elastic(&weighted, &axes.0, &axes.1, (!last).then_some(FIRST_STIFFNESS));
         let solved = found.ok_or_else(|| format!("{} trusted patches do not determine a map", weighted.len()))?;
         check_shape(&solved.map, &axes)?;
         (map, stiffness) = (solved.map, solved.stiffness);
     }
     judge(map, axes, stiffness, &tied, references)
+}
+
+/// `area` with a margin, its corners at whole pixels of all scales.
+fn aligned(area: BoxXy, margin: i64) -> BoxXy {
+    let down = |v: i64| (v - margin).div_euclid(8) * 8;
+    let up = |v: i64| -((-v - margin).div_euclid(8) * 8);
+    BoxXy { min: Xy::new(down(area.min.x), down(area.min.y)), max: Xy::new(up(area.max.x), up(area.max.y)) }
+}
+
+/// A comparable image at the scale handed in, and at two and four times that.
+fn pyramid(image: &Array2<u8>, origin: Xy<i64>, area: BoxXy, scale: u32) -> Vec<Plane> {
+    let mut planes = vec![Plane::new(image, origin, area, scale)];
+    for _ in 0..2 {
+        planes.push(planes[planes.len() - 1].halved());
+    }
+    planes
 }
 
 /// A match and the section pixel it is about.
@@ -78,45 +104,24 @@ fn trusted(tied: &[Tied]) -> usize {
     tied.iter().filter(|t| t.found.trusted).count()
 }
 
-/// Sizes of the passes: once at half the scale, where the section has room for it, then twice at the scale handed in.
-fn passes(config: &AlignConfig) -> Vec<(u32, Search)> {
+/// Levels of the pyramid and sizes of the passes, coarse to fine.
+fn passes(config: &AlignConfig, (h, w): (usize, usize)) -> Vec<(usize, Search)> {
     let s = config.reduction as usize;
     let (patch, stride, reach) = (config.patch_px as usize, config.stride_px as usize, config.search_px as usize);
-    let search = |patch: usize, stride: usize, reach: usize| Search {
-        patch,
-        stride,
-        reach,
-        least_score: config.least_score,
-        least_distinctness: config.least_distinctness,
+    let first = if h.min(w) / 4 >= LEAST_COARSEST { 2 } else { 1 };
+    let pass = |level: usize| {
+        let pixel = s << level;
+        // A wider search needs a larger patch to be as sure, a finer scale has more texture in a smaller one.
+        let (patch, reach, distinct) = match level {
+            l if l == first => (patch * 4 / 3, reach.div_ceil(pixel), config.least_distinctness),
+            0 => (patch * 5 / 6, FINE_REACH, 0.0),
+            _ => (patch, FINE_REACH, 0.0),
+        };
+        let stride = if level == first { stride * 3 / 2 } else { stride };
+        let (patch, stride) = ((patch / pixel).max(8), (stride / pixel).max(1));
+        (level, Search { patch, stride, reach, least_score: config.least_score, least_distinctness: distinct })
     };
-    // A wider search needs a larger patch to be as sure.
-    let wide = patch * 4 / 3 / (2 * s);
-    let first = search(wide, wide / 3, reach.div_ceil(2 * s));
-    let fine = FINE_REACH.map(|reach| (config.reduction, search(patch / s, stride / s, reach)));
-    [vec![(2 * config.reduction, first)], fine.to_vec()].concat()
-}
-
-/// Matches of the warped section with one reference, in a common frame.
-fn match_pass(
-    warp: &Array2<u8>,
-    at: Xy<i64>,
-    reference: &Reference,
-    (scale, search): &(u32, Search),
-    reduction: u32,
-) -> Vec<Match> {
-    // Patches may hang over the rim by half, and be looked for beyond.
-    let margin = i64::from(*scale / reduction) * (search.reach + search.patch / 2 + 1) as i64;
-    let both = area_of(warp, at).union(&area_of(&reference.image, reference.origin));
-    let area = BoxXy {
-        min: Xy::new(both.min.x - margin, both.min.y - margin),
-        max: Xy::new(both.max.x + margin, both.max.y + margin),
-    };
-    let mut moving = Plane::new(warp, at, area, reduction);
-    let mut fixed = Plane::new(&reference.image, reference.origin, area, reduction);
-    while moving.scale < *scale {
-        (moving, fixed) = (moving.halved(), fixed.halved());
-    }
-    match_blocks(&moving, &fixed, search)
+    (0..=first).rev().map(pass).collect()
 }
 
 /// Finds the section pixels of matches that were made under `map`.
@@ -143,10 +148,17 @@ fn tie(matches: Vec<Match>, map: &Map) -> Vec<Tied> {
 fn pairs(tied: &[Tied], weight: f64) -> impl Iterator<Item = Pair> {
     tied.iter().filter(|t| t.found.trusted).map(move |t| {
         // Patches overlap: whole clumps of them are held out together.
-        let (c, r) = (t.found.cell.x.div_euclid(3), t.found.cell.y.div_euclid(3));
+        let (c, r) = (t.found.cell.x.div_euclid(4), t.found.cell.y.div_euclid(4));
         let fold = (c + 2 * r).rem_euclid(FOLDS as i64) as usize;
         Pair { from: t.from, to: t.found.to, weight: weight * t.found.score, fold }
     })
+}
+
+/// Weights of mean 1: stiffness means the same whatever the tissue.
+fn evened(mut pairs: Vec<Pair>) -> Vec<Pair> {
+    let mean = pairs.iter().map(|p| p.weight).sum::<f64>() / pairs.len().max(1) as f64;
+    pairs.iter_mut().for_each(|p| p.weight /= mean.max(1e-9));
+    pairs
 }
 
 /// Refuses maps that no section could have.
@@ -221,51 +233,37 @@ pub(super) fn warped(
     map: &Map,
     reduction: u32,
 ) -> Result<(Array2<u8>, Xy<i64>), String> {
-    let (h, w) = image.dim();
-    let placed = PlacedTile {
-        key: only_key(),
-        size: Xy::new(w as u32, h as u32),
-        map: reduced(map, origin, f64::from(reduction)),
-        tone: Tone::IDENTITY,
-    };
-    let pixels = Pixels::new(w, h, image.iter().copied().collect::<Vec<u8>>());
-    let renderer = Renderer::new(RenderConfig { zero_is_empty: true, ..RenderConfig::default() });
-    let renderer = renderer.expect("the default is allowed");
-    let area = placed.bounds(1);
-    let out = renderer.render_block(area, 1, &[(placed, pixels)]);
-    out.map(|image| (image, area.min)).map_err(|e| e.to_string())
+    let source = Plane::new(image, origin, area_of(image, origin), reduction);
+    let area = bounds(&source, map);
+    let size = area.size();
+    let drawn = warp::drawn(&source, map, area);
+    let image = Array2::from_shape_vec((size.y, size.x), drawn.grey).map_err(|e| e.to_string())?;
+    Ok((image, area.min))
 }
 
-/// The same map between pixels of the reduced view, counted from its first, and reduced volume pixels.
-fn reduced(map: &Map, origin: Xy<i64>, s: f64) -> Map {
-    let to_full =
-        |p: Xy<f64>| Xy::new(reduced_to_full(p.x + origin.x as f64, s), reduced_to_full(p.y + origin.y as f64, s));
-    let from_full = |p: Xy<f64>| Xy::new(full_to_reduced(p.x, s), full_to_reduced(p.y, s));
-    match map {
-        Map::Affine(a) => {
-            let at = |x: f64, y: f64| from_full(a.apply(to_full(Xy::new(x, y))));
-            let (o, x, y) = (at(0.0, 0.0), at(1.0, 0.0) - at(0.0, 0.0), at(0.0, 1.0) - at(0.0, 0.0));
-            Map::Affine(Affine { rows: [[x.x, y.x, o.x], [x.y, y.y, o.y]] })
-        }
-        Map::Grid(g) => {
-            let along = |v: &[f64], o: i64| v.iter().map(|v| full_to_reduced(*v, s) - o as f64).collect();
-            let (xs, ys) = (along(g.xs(), origin.x), along(g.ys(), origin.y));
-            let nodes = (0..g.ys().len()).flat_map(|r| (0..g.xs().len()).map(move |c| (c, r)));
-            let nodes = nodes.map(|(c, r)| from_full(g.node(c, r))).collect();
-            Map::Grid(Grid::new(xs, ys, nodes).expect("scaled axes still increase"))
-        }
+/// The reduced volume pixels that a section may cover: of a bilinear map, those between the images of nodes and border points.
+fn bounds(source: &Plane, map: &Map) -> BoxXy {
+    let (w, h) = (source.width as f64 - 1.0, source.height as f64 - 1.0);
+    let steps = 64;
+    let along = (0..=steps).map(|i| f64::from(i) / f64::from(steps));
+    let border = along.flat_map(|t| [(t, 0.0), (t, 1.0), (0.0, t), (1.0, t)]);
+    let mut points: Vec<Xy<f64>> = border.map(|(u, v)| map.apply(source.to_full(Xy::new(u * w, v * h)))).collect();
+    if let Map::Grid(g) = map {
+        let (low, high) = (source.to_full(Xy::new(0.0, 0.0)), source.to_full(Xy::new(w, h)));
+        let inside = |x: f64, y: f64| x >= low.x && y >= low.y && x <= high.x && y <= high.y;
+        let nodes = (0..g.ys().len()).flat_map(|r| (0..g.xs().len()).map(move |c| (c, r)));
+        points.extend(nodes.filter(|(c, r)| inside(g.xs()[*c], g.ys()[*r])).map(|(c, r)| g.node(c, r)));
     }
-}
-
-/// The renderer wants to know who is who; here there is only one.
-fn only_key() -> TileKey {
-    let mfov = MfovId::new(SectionId(0), RegionId(0), 0);
-    TileKey { mfov, beam: BeamId(0) }
+    let frame = Plane::empty(BoxXy { min: Xy::new(0, 0), max: Xy::new(0, 0) }, source.scale);
+    let reduced: Vec<Xy<f64>> = points.into_iter().map(|p| frame.place_of(p)).collect();
+    let least = |f: fn(&Xy<f64>) -> f64| reduced.iter().map(f).fold(f64::MAX, f64::min).floor() as i64 - 2;
+    let most = |f: fn(&Xy<f64>) -> f64| reduced.iter().map(f).fold(f64::MIN, f64::max).ceil() as i64 + 3;
+    BoxXy { min: Xy::new(least(|p| p.x), least(|p| p.y)), max: Xy::new(most(|p| p.x), most(|p| p.y)) }
 }
 
 /// A comparable image at the scale of the coarse step, or at `scale` where given.
 pub(super) fn thumbnail(image: &Array2<u8>, origin: Xy<i64>, config: &AlignConfig, scale: Option<u32>) -> Plane {
-    let mut plane = Plane::new(image, origin, area_of(image, origin), config.reduction);
+    let mut plane = Plane::new(image, origin, aligned(area_of(image, origin), 0), config.reduction);
     let finished = |p: &Plane| match scale {
         Some(scale) => p.scale >= scale,
         None if p.width.max(p.height) > MOST_THUMBNAIL => false,

@@ -33,6 +33,7 @@ mod drift;
 mod fine;
 mod fit;
 mod plane;
+mod warp;
 
 use std::collections::VecDeque;
 
