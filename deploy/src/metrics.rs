@@ -76,6 +76,7 @@ const COUNTERS: &[(&str, Unit, &str)] = &[
     ("edge_in_bytes_total", Unit::Bytes, "Bytes that went into an edge"),
     ("edge_out_bytes_total", Unit::Bytes, "Bytes that left an edge"),
     ("governor_changes_total", Unit::Count, "Changes of mode, by the mode entered"),
+    ("quality_faults_total", Unit::Count, "Faults of tiles and overlaps recorded as they were seen"),
     ("sections_provisional_total", Unit::Count, "Sections that got provisional labels"),
     ("stage_items_total", Unit::Count, "Items that a stage has done"),
 ];
@@ -121,6 +122,7 @@ pub(crate) fn line(budget: &Budget, telemetry: &Telemetry, gate: &Gate) {
         gauge!("sections", "moment" => name).set(telemetry.reached(moment) as f64);
     }
     gauge!("sections_waiting").set(gate.waiting() as f64);
+    counter!("quality_faults_total").absolute(telemetry.quality_faults());
     counter!("sections_provisional_total").absolute(telemetry.provisional_sections());
 }
 

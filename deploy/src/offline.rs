@@ -308,6 +308,7 @@ fn line(args: &OfflineArgs, input: Input, nominal: Nominal, command: &str, as_js
         "command": command,
         "seconds": telemetry.elapsed().as_secs_f64(),
         "tiles_lost": losses,
+        "quality_faults": telemetry.quality_faults(),
         "stages": telemetry.rows(),
         "memory": report::memory(&budget),
     });

@@ -4,6 +4,8 @@
 //! `cargo bench -p kinesin-stages --bench stitch` prints a table of errors first, then timings; with `-- NAME` only the cases
 //! whose names hold NAME. Rates of the table are millions of pixels of all tiles per second that the thread had a core, so
 //! that other load does not count.
+//!
+//! With `KINESIN_TILES=DIR` the tiles of the cases go to `DIR`, where `peers/stitch.py DIR` runs other programs on them.
 
 mod synthetic;
 
@@ -18,7 +20,7 @@ use kinesin_stream::geometry::Xy;
 use kinesin_stream::ids::{BeamId, MfovId, RegionId, SectionId, SerialIndex, TileKey};
 use kinesin_stream::pixels::Pixels;
 use kinesin_stream::plan::{MfovPlan, PlannedTile, SectionPlan};
-use synthetic::{Recipe, Section, Tissue, cut, max, nominal, places, rms, section};
+use synthetic::{Recipe, Section, Tissue, cut, export, max, nominal, places, rms, section};
 
 /// The cases, each with what it is to show.
 fn cases() -> Vec<(&'static str, Recipe)> {
@@ -54,6 +56,8 @@ fn cases() -> Vec<(&'static str, Recipe)> {
         ("msem_hard_drawn", hard),
         // Half of a tenth each way: two neighbours may be off by a tenth.
         ("stage_tenth", Recipe { stage_px: 51.0, overlap: 0.2, ..nineteen.clone() }),
+        // The same with narrow overlaps: neighbours may be apart nominally or in truth.
+        ("stage_apart", Recipe { stage_px: 51.0, overlap: 0.06, ..nineteen.clone() }),
         ("scan_start", Recipe { scan: (4.0, 80.0), ..nineteen.clone() }),
         ("camera", Recipe { vignette: 0.6, camera: 60.0, ..nineteen.clone() }),
         ("periodic", Recipe { tissue: Tissue::Periodic(23.0, 0.3), ..nineteen.clone() }),
@@ -98,6 +102,9 @@ fn main() {
 /// Matches and places one drawn section and says how well, against its truth.
 fn report(name: &str, recipe: &Recipe) {
     let section = section(recipe);
+    if let Some(folder) = std::env::var_os("KINESIN_TILES") {
+        export(&section, name, Path::new(&folder)).expect("a folder to write to");
+    }
     let mut matcher = Matcher::new(MatchConfig::default());
     let start = cpu_seconds();
     let matches = section.matches(&mut matcher);

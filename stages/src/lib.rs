@@ -40,6 +40,8 @@ pub mod model;
 pub mod pipeline;
 pub mod runtime;
 
+mod wide;
+
 // Drawn sections are shared by benches and unit tests, which name this crate from outside.
 #[cfg(test)]
 extern crate self as kinesin_stages;

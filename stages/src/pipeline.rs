@@ -24,6 +24,7 @@ mod checkpoints;
 mod commits;
 mod config;
 mod extras;
+mod faults;
 mod front;
 mod gate;
 mod gather;
@@ -68,6 +69,7 @@ use crate::pointmatch::Matcher;
 use crate::render::Renderer;
 use crate::runtime::NetworkFactory;
 use aligning::AlignBox;
+use faults::FaultLog;
 use front::{InspectStage, Inspected};
 use matching::{MontageInput, PairJob};
 use montaging::{MontageBox, Montaged, SectionSolver};
@@ -248,7 +250,7 @@ impl Line {
             nominal: config.nominal.align,
             sections: config.plan.sections,
             origin: layout.origin,
-            renderer,
+            renderer: renderer.plain(),
             tiles: TileCache::new(store.clone(), self.align_tiles),
             out: out.clone(),
             telemetry: telemetry.clone(),
@@ -256,15 +258,22 @@ impl Line {
         let (montaged, aligned, revisions) = (self.montaged.1, self.aligned.0.clone(), self.aligned.0);
         runner.spawn("align", move |run| align.work((montaged, aligned), run));
 
-        let montage = MontageBox { solver, out: out.clone(), ledger, telemetry: telemetry.clone() };
+        let montage = MontageBox {
+            open_sections: 2 * config.stages.edges.open_sections as usize,
+            solver,
+            out: out.clone(),
+            ledger,
+            telemetry: telemetry.clone(),
+        };
         let (matched, montaged) = (self.matched.1, self.montaged.0);
         runner.spawn("montage", move |run| montage.work((matched, montaged), run));
 
+        let faults = Arc::new(FaultLog::new(out.clone(), config.plan.pixel_size_nm));
         for _ in 0..config.workers.max(1) {
-            let (store, telemetry) = (store.clone(), telemetry.clone());
+            let (store, telemetry, faults) = (store.clone(), telemetry.clone(), faults.clone());
             let matcher = Matcher::new(config.stages.pointmatch.clone());
             let edges = (self.pairs.1.clone(), self.matched.0.clone());
-            runner.spawn("match", move |run| matching::work(matcher, &*store, &telemetry, edges, run));
+            runner.spawn("match", move |run| matching::work(matcher, &*store, (&telemetry, &faults), edges, run));
         }
 
         let open_sections = config.stages.edges.open_sections;
@@ -272,7 +281,9 @@ impl Line {
         let (stored, pairs, matched) = (self.stored.1, self.pairs.0, self.matched.0);
         let counted = telemetry.clone();
         let edges = (stored, pairs, matched, revisions);
-        runner.spawn("gather", move |run| gathering::work((gather, open_sections), &out, &counted, edges, run));
+        runner.spawn("gather", move |run| {
+            gathering::work((gather, open_sections), (&out, &faults), &counted, edges, run)
+        });
 
         if let Source::Live { archive, ledger, receipt } = source {
             let earlier = gathering::earlier(&ledger)?;

@@ -135,6 +135,7 @@ impl Grid {
     }
 
     /// The image of node (column, row).
+    #[inline]
     pub fn node(&self, column: usize, row: usize) -> Xy<f64> {
         self.nodes[row * self.xs.len() + column]
     }
@@ -151,6 +152,7 @@ impl Grid {
 }
 
 /// Index of the cell that holds `v` and the place within it, 0 to 1 inside.
+#[inline]
 fn cell(axis: &[f64], v: f64) -> (usize, f64) {
     let i = axis.partition_point(|&a| a <= v).clamp(1, axis.len() - 1) - 1;
     (i, (v - axis[i]) / (axis[i + 1] - axis[i]))

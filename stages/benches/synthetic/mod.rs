@@ -2,15 +2,18 @@
 //! texture, a function of real coordinates, or from recorded images.
 //!
 //! ```text
-//! truth(x) = nominal + stage error + x + A u + lens(u) + start of scan,      u = x scaled to -1..1 over the tile
+//! truth(x) = nominal + stage error + beam pattern + x + A u + lens(u) + start of scan,      u = x scaled to -1..1 over the tile
 //! tile(x)  = vignette(u) * tissue(truth(x)) + camera pattern + noise
 //! ```
 
 #![allow(dead_code, reason = "benches and tests each use a part")]
 
 mod draw;
+mod export;
 
 pub(crate) use draw::Tissue;
+#[allow(unused_imports, reason = "benches write files, tests do not")]
+pub(crate) use export::export;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -34,6 +37,8 @@ pub(crate) struct Recipe {
     pub(crate) overlap: f64,
     /// Largest error of a tile's place along each axis, pixels (even spread).
     pub(crate) stage_px: f64,
+    /// Largest offset of a beam along each axis that is the same in every exposure and section, pixels.
+    pub(crate) pattern_px: f64,
     /// Standard deviation of each entry of the linear part about the identity.
     pub(crate) affine: f64,
     /// Bend of the lens all tiles share at the corner of a tile, pixels.
@@ -67,6 +72,7 @@ impl Default for Recipe {
             mfovs: 1,
             overlap: 0.08,
             stage_px: 15.0,
+            pattern_px: 0.0,
             affine: 1e-3,
             lens_px: 2.0,
             scan: (0.0, 50.0),
@@ -90,6 +96,14 @@ pub(crate) struct Section {
     pub(crate) tiles: BTreeMap<TileKey, Pixels>,
     truth: BTreeMap<TileKey, Truth>,
     blank: BTreeSet<TileKey>,
+}
+
+/// Where two tiles show the same tissue.
+pub(crate) struct Seam {
+    pub(crate) p: TileKey,
+    pub(crate) q: TileKey,
+    /// In p and in q.
+    pub(crate) points: Vec<[Xy<f64>; 2]>,
 }
 
 #[derive(Clone, Copy)]
@@ -150,7 +164,9 @@ pub(crate) fn places(recipe: &Recipe) -> Section {
             let (q, r) = (f64::from(q + dq), f64::from(r + dr));
             let nominal = Xy::new(((q + r / 2.0) * pitch.x).round(), (r * pitch.y).round());
             let mut even = || recipe.stage_px * (2.0 * random.next() - 1.0);
-            let origin = nominal + Xy::new(even(), even());
+            let mut of_beam = Random(hash(recipe.seed as i64, 7, beam as u64));
+            let mut held = || recipe.pattern_px * (2.0 * of_beam.next() - 1.0);
+            let origin = nominal + Xy::new(even(), even()) + Xy::new(held(), held());
             let mut normal = || recipe.affine * random.normal();
             let linear = [[normal(), normal()], [normal(), normal()]];
             let half = Xy::new((w - 1.0) / 2.0, (h - 1.0) / 2.0);
@@ -227,10 +243,16 @@ impl Section {
     /// Seam errors, pair by pair, on a grid over all overlaps of tiles with tissue: how far apart `map` puts one point of tissue
     /// seen in two tiles, pixels.
     pub(crate) fn seams_by_pair(&self, map: impl Fn(TileKey, Xy<f64>) -> Xy<f64>) -> Vec<Vec<f64>> {
+        let off = |s: Seam| s.points.iter().map(|[x, y]| (map(s.p, *x) - map(s.q, *y)).norm()).collect();
+        self.seam_points().into_iter().map(off).collect()
+    }
+
+    /// By pair of tiles with tissue, points of the one and where the same tissue lies in the other, on a grid.
+    pub(crate) fn seam_points(&self) -> Vec<Seam> {
         let keys: Vec<TileKey> = self.truth.keys().copied().filter(|k| !self.blank.contains(k)).collect();
         // Of very many tiles fewer places in each do.
         let n = if keys.len() > 1000 { 8 } else { 24 };
-        let mut errors = Vec::new();
+        let mut pairs = Vec::new();
         for (i, &a) in keys.iter().enumerate() {
             for &b in &keys[i + 1..] {
                 let (ta, tb) = (&self.truth[&a], &self.truth[&b]);
@@ -241,20 +263,26 @@ impl Section {
                 let seen = grid(ta.half, n).filter_map(|x| {
                     let y = tb.invert(ta.apply(x));
                     let inside = y.x >= 0.0 && y.y >= 0.0 && y.x <= 2.0 * tb.half.x && y.y <= 2.0 * tb.half.y;
-                    inside.then(|| (map(a, x) - map(b, y)).norm())
+                    inside.then_some([x, y])
                 });
-                let pair: Vec<f64> = seen.collect();
-                if !pair.is_empty() {
-                    errors.push(pair);
+                let points: Vec<[Xy<f64>; 2]> = seen.collect();
+                if !points.is_empty() {
+                    pairs.push(Seam { p: a, q: b, points });
                 }
             }
         }
-        errors
+        pairs
     }
 
     /// The same without saying which pair.
     pub(crate) fn seams(&self, map: impl Fn(TileKey, Xy<f64>) -> Xy<f64>) -> Vec<f64> {
         self.seams_by_pair(map).concat()
+    }
+
+    /// How far off the truth the middle of a tile is put.
+    pub(crate) fn place_error(&self, key: TileKey, map: impl Fn(Xy<f64>) -> Xy<f64>) -> Xy<f64> {
+        let truth = &self.truth[&key];
+        map(truth.half) - truth.apply(truth.half)
     }
 
     /// Errors of place on a grid over every tile, after the best common shift, pixels.

@@ -17,17 +17,21 @@ use kinesin_stream::ids::BeamId;
 use serde::{Deserialize, Serialize};
 
 use super::model::{Lens, SHARED};
+use super::pattern::BeamPlace;
 
 /// Part of the earlier information that is kept from section to section: a lens is averaged over about ten.
-const KEPT: f64 = 0.9;
+pub(super) const KEPT: f64 = 0.9;
 
-/// What is known of a run's lenses.
+/// What is known of a run's lenses and of its beam pattern.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct KnownLenses {
     /// Of the lens that all tiles share, where sections chose such a one.
     pub common: Option<KnownLens>,
     /// Of the lens of each beam, where sections chose such; sorted.
     pub beams: Vec<(BeamId, KnownLens)>,
+    /// Where beams lie off their nominal places; sorted.
+    #[serde(default)]
+    pub pattern: Vec<(BeamId, BeamPlace)>,
 }
 
 /// What is known of one lens. Terms are those of the montage's model; information is in units of one good point's.

@@ -19,6 +19,7 @@ mod config;
 mod lens;
 mod links;
 mod model;
+mod pattern;
 mod report;
 mod sparse;
 
@@ -28,6 +29,7 @@ mod tests;
 pub use config::MontageConfig;
 pub use lens::{KnownLens, KnownLenses};
 pub use model::{Lens, Stiffness};
+pub use pattern::BeamPlace;
 pub use report::{Anchor, Montage, PairReport, PlacedTile, Placements, Residual, Trial};
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -70,6 +72,8 @@ pub fn solve(
     let agrees = |l: &Link| parts[l.tiles[0]] == parts[l.tiles[1]] && l.residual(&start) <= tolerance;
     used.extend(doubtful.into_iter().zip(&hints).filter(|(_, l)| agrees(l)).map(|(i, l)| (i, l.tiles)));
 
+    let placed: Vec<bool> = parts.iter().map(|p| Some(*p) == main).collect();
+    let expected = pattern::expected(&known.pattern, &tiles, &start, &placed);
     let problem = Problem {
         frames: tiles.iter().map(|t| Frame::of(t.size)).collect(),
         beams: beams(&tiles),
@@ -77,14 +81,17 @@ pub fn solve(
         size: tiles.first().map(|t| t.size).filter(|s| tiles.iter().all(|t| t.size == *s)),
         known: known.clone(),
         pairs: used.iter().map(|(&k, &ends)| points(&tiles, pairs[k], ends, config.folds.max(2))).collect(),
-        stage_sd: stage_sd(&start, &parts, main, config),
+        stage_sd: stage_sd(&start, &expected, &placed, config),
         start,
+        expected,
     };
     let (fit, trials) = choose(&problem, problem.middle(&tiles, TRIED_TILES).as_ref(), config);
     let used = used.into_keys().collect();
-    let placed = place(&tiles, &problem, fit.as_ref(), &parts, main, config);
-    let lenses = fit.as_ref().map_or_else(|| problem.known.clone(), |f| problem.learned(f, config));
-    report::report(plan, placed, &pairs, (used, dropped), (fit.map(|f| f.stiffness()), trials, lenses))
+    let moved = moved(&problem, fit.as_ref());
+    let mut lenses = fit.as_ref().map_or_else(|| problem.known.clone(), |f| problem.learned(f, config));
+    lenses.pattern = pattern::learned(&known.pattern, &tiles, &moved, &placed);
+    let maps = place(&tiles, &problem, (fit.as_ref(), &moved), &parts, main, config);
+    report::report(plan, maps, &pairs, (used, dropped), (fit.map(|f| f.stiffness()), trials, lenses))
 }
 
 /// The pairs of known tiles with a wanted verdict (index into `pairs`), and their median shifts.
@@ -130,13 +137,13 @@ fn points(tiles: &[&PlannedTile], m: &PairMatches, [i, j]: [usize; 2], folds: us
     PairPoints { tiles: [i, j], points: points.collect() }
 }
 
-/// Spread of the rigid shifts of the main part about their median: the stage, pixels.
-fn stage_sd(start: &[Xy<f64>], parts: &[usize], main: Option<usize>, config: &MontageConfig) -> f64 {
+/// Spread of the rigid shifts of placed tiles about what is expected of them: the stage, pixels.
+fn stage_sd(start: &[Xy<f64>], expected: &[Xy<f64>], placed: &[bool], config: &MontageConfig) -> f64 {
     if config.stage_sd_px > 0.0 {
         return config.stage_sd_px;
     }
-    let mut off: Vec<f64> =
-        start.iter().zip(parts).filter(|(_, p)| Some(**p) == main).flat_map(|(m, _)| [m.x.abs(), m.y.abs()]).collect();
+    let off = start.iter().zip(expected).zip(placed).filter(|(_, placed)| **placed);
+    let mut off: Vec<f64> = off.map(|((s, e), _)| *s - *e).flat_map(|m| [m.x.abs(), m.y.abs()]).collect();
     off.sort_by(f64::total_cmp);
     off.get(off.len() / 2).map_or(1.0, |m| 1.48 * m).max(1.0)
 }
@@ -194,19 +201,24 @@ fn held_out(problem: &Problem, stiffness: Stiffness, config: &MontageConfig) -> 
     Some((sum / count.max(1) as f64).sqrt())
 }
 
+/// How far the middle of each tile moves.
+fn moved(problem: &Problem, fit: Option<&Fit>) -> Vec<Xy<f64>> {
+    let at = |i: usize, f: &Fit| f.moved(i, &problem.frames[i].values(problem.frames[i].middle));
+    (0..problem.frames.len()).map(|i| fit.map_or(Xy::default(), |f| at(i, f))).collect()
+}
+
 /// The map of every tile and by what it is held.
 fn place(
     tiles: &[&PlannedTile],
     problem: &Problem,
-    fit: Option<&Fit>,
+    (fit, moved): (Option<&Fit>, &[Xy<f64>]),
     parts: &[usize],
     main: Option<usize>,
     config: &MontageConfig,
 ) -> Vec<PlacedTile> {
-    let moved: Vec<Xy<f64>> = (0..tiles.len())
-        .map(|i| fit.map_or(Xy::default(), |f| f.moved(i, &problem.frames[i].values(problem.frames[i].middle))))
-        .collect();
-    let follow = |part: usize| follow(tiles, &moved, parts, main, part);
+    // Beyond the pattern, which neighbours do not share.
+    let beyond: Vec<Xy<f64>> = moved.iter().zip(&problem.expected).map(|(m, e)| *m - *e).collect();
+    let follow = |part: usize| follow(tiles, &beyond, parts, main, part);
     tiles
         .iter()
         .enumerate()
@@ -223,7 +235,7 @@ fn place(
 }
 
 /// How far a part that hangs on nothing has to move so that it goes with the main part's tiles around it: the mean move of
-/// the six nearest to each of its tiles, less its own mean move.
+/// the six nearest to each of its tiles, less its own mean move, all beyond the beam pattern.
 fn follow(tiles: &[&PlannedTile], moved: &[Xy<f64>], parts: &[usize], main: Option<usize>, part: usize) -> Xy<f64> {
     let of = |p: Option<usize>| (0..tiles.len()).filter(move |&i| Some(parts[i]) == p);
     let (mut sum, mut count) = (Xy::default(), 0.0);

@@ -6,7 +6,7 @@
 //! cost      = sum_points w rho(map_i(p) - map_j(q)) / s^2  +  sum_ik |c_ik|^2 / s_k^2  +  sum_gk |l_gk|^2 / s_lens^2
 //! ```
 //! `L` are the polynomials up to the third degree but the constant, and the start of scan: what decays from a tile's first
-//! columns and rows on. `rho` is Huber's, by reweighting; `s` are the configured spreads. The pull on the constant term is the stage, which with
+//! columns and rows on. The constant terms are pulled to the beam pattern where one is known. `rho` is Huber's, by reweighting; `s` are the configured spreads. The pull on the constant term is the stage, which with
 //! the pull on the linear terms fixes scale, rotation and place of the whole section: overlaps alone cannot.
 
 use std::collections::BTreeSet;
@@ -106,6 +106,8 @@ pub(super) struct Problem {
     pub(super) pairs: Vec<PairPoints>,
     /// Rigid placement, where the reweighting starts.
     pub(super) start: Vec<Xy<f64>>,
+    /// What the beam pattern lets expect of each tile's place, pixels off the nominal one.
+    pub(super) expected: Vec<Xy<f64>>,
     pub(super) stage_sd: f64,
     /// Width and height of all tiles, pixels; `None` where they differ.
     pub(super) size: Option<Xy<u32>>,
@@ -182,6 +184,7 @@ impl Problem {
             beams: order.iter().map(|&i| distinct.partition_point(|&b| b < self.beams[i])).collect(),
             pairs,
             start: order.iter().map(|&i| self.start[i]).collect(),
+            expected: order.iter().map(|&i| self.expected[i]).collect(),
             stage_sd: self.stage_sd,
             size: self.size,
             beam_ids,
@@ -292,7 +295,8 @@ impl Problem {
                     1 => pull(half * config.affine_sd),
                     _ => pull(half * config.bend_sd),
                 };
-                normal.pull(i, k, weight, [0.0; 2]);
+                let target = if k == 0 { [self.expected[i].x, self.expected[i].y] } else { [0.0; 2] };
+                normal.pull(i, k, weight, target);
             }
         }
         let pulls = self.lens_pulls(config);

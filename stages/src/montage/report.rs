@@ -91,7 +91,7 @@ pub struct PairReport {
     pub confidence: f64,
     /// Whether it pulls.
     pub used: bool,
-    /// Why not; `None` where it pulls.
+    /// Why not; `None` where it pulls, and where nobody expected it to.
     pub fault: Option<String>,
     /// At its points; of unused pairs too, where both tiles are placed.
     pub residual: Residual,
@@ -117,7 +117,7 @@ impl Montage {
 
     /// Pairs that were expected to overlap and do not pull: failed, doubtful, or dropped.
     pub fn faults(&self) -> impl Iterator<Item = &PairReport> {
-        self.pairs.iter().filter(|p| !p.used)
+        self.pairs.iter().filter(|p| p.fault.is_some())
     }
 
     /// Tiles that are not held by matches.
@@ -150,6 +150,7 @@ pub(super) fn report(
             _ if dropped.contains(&k) => Some("disagrees with the other pairs".into()),
             _ if used => None,
             Verdict::Matched => Some("one of its tiles is not placed".into()),
+            Verdict::Apart => None,
             Verdict::Doubtful(why) | Verdict::Failed(why) => Some(why.clone()),
         };
         PairReport { p: m.p, q: m.q, confidence: m.confidence, used, fault, residual: Residual::of(left) }

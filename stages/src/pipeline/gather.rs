@@ -185,6 +185,7 @@ mod tests {
         sharpness: 0.5,
         saturated: 0.0,
         blank_lines: 0,
+        line_jump: None,
         blank: false,
         verdict: crate::inspect::Verdict::Good,
     };

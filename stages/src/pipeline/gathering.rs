@@ -10,6 +10,7 @@ use kinesin_stream::ledger::Ledger;
 use kinesin_stream::runner::RunToken;
 use kinesin_stream::stage::{StopError, Unfinished};
 
+use super::faults::FaultLog;
 use super::front::settled;
 use super::gather::{Gather, MfovDone};
 use super::matching::{MontageInput, PairJob};
@@ -21,7 +22,7 @@ use crate::publish::SectionFiles;
 /// of a section go to where published sections are known.
 pub(super) fn work(
     (mut gather, open_sections): (Gather, u32),
-    out: &Path,
+    (out, faults): (&Path, &FaultLog),
     telemetry: &Telemetry,
     (stored, pairs, matched, revisions): (
         Receiver<MfovDone>,
@@ -38,8 +39,14 @@ pub(super) fn work(
         let plan = done.plan.clone();
         let section = plan.section;
         let first = plan.mfov(done.mfov).is_some_and(|m| m.revision == 0);
-        if first && seen.insert(section) && SectionFiles::new(out, plan.serial.0).solved().is_file() {
+        let fresh = first && seen.insert(section);
+        if fresh && SectionFiles::new(out, plan.serial.0).solved().is_file() {
             solved.insert(section);
+        } else if fresh {
+            faults.begin(&plan)?;
+        }
+        if first && !solved.contains(&section) {
+            faults.exposed(&done, telemetry)?;
         }
         let (ready, closed) = gather.add((*done).clone())?;
         drop(done);

@@ -16,6 +16,7 @@ use super::config::StagesConfig;
 use super::extras::FloodExtras;
 use super::gate::Gate;
 use super::provisional::{Light, ProvisionalBox, SKIP_EXPLORED, lent};
+use super::rendering::BAND_PX;
 use super::segmenting::{Exclusion, FloodBox, FloodMeter, MaskBox, Reduced, chunk_thickness, level_of, reduction};
 use super::telemetry::Telemetry;
 use crate::align::Aligner;
@@ -191,7 +192,10 @@ impl Layout {
         fixed("align working", Aligner::working_bytes(&stages.align, area));
         // Nine bytes a pixel of a band, the band itself, and one row of chunks at every level.
         let band = shape.x as u64 * (512 * 10 + 2 * u64::from(stages.volume.chunk_px));
-        fixed("render bands", band);
+        // Blocks of equalised contrast draw a rim of cells around themselves.
+        let clahe = &stages.render.clahe;
+        let rim = if clahe.enabled { (BAND_PX as u64 + 3 * u64::from(clahe.cell_px)).pow(2) } else { 0 };
+        fixed("render bands", band + rim);
         if let Some(r) = self.mask_reduction.filter(|_| !self.config.nominal.mask) {
             let plane = self.plane(r);
             fixed("mask working", mask_bytes(plane, self.config.mask.as_deref()) + SESSION.0);

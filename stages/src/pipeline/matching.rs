@@ -9,6 +9,7 @@ use kinesin_stream::plan::SectionPlan;
 use kinesin_stream::runner::RunToken;
 use kinesin_stream::stage::StopError;
 
+use super::faults::FaultLog;
 use super::gather::Closed;
 use super::telemetry::{StageName, Telemetry};
 use super::tiles::{SectionError, TileStore};
@@ -74,7 +75,7 @@ pub(super) fn pixels(matcher: &Matcher, pair: &Pair) -> u64 {
 pub(super) fn work(
     mut matcher: Matcher,
     store: &dyn TileStore,
-    telemetry: &Telemetry,
+    (telemetry, faults): (&Telemetry, &FaultLog),
     (jobs, matched): (Receiver<PairJob>, Sender<MontageInput>),
     run: &RunToken,
 ) -> Result<(), StopError> {
@@ -83,6 +84,7 @@ pub(super) fn work(
         run.working_on(format!("{} with {}", pair.p, pair.q));
         let pixels = pixels(&matcher, pair);
         let (matches, stat) = telemetry.time(StageName::Match, pixels, || one(&mut matcher, store, pair))?;
+        faults.matched(&job.plan, pair, &matches, telemetry)?;
         matched.send_blocking(MontageInput::Matched(job.plan.clone(), matches, stat))?;
     }
     Ok(run.check()?)

@@ -128,6 +128,8 @@ pub(super) struct SectionSolver {
 
 /// The montage box.
 pub(super) struct MontageBox {
+    /// Sections whose matches may be held at a time: those that are open, and as many that wait for one before them.
+    pub(super) open_sections: usize,
     pub(super) solver: SectionSolver,
     pub(super) out: PathBuf,
     /// None for recorded data.
@@ -156,6 +158,15 @@ impl MontageBox {
             };
             drop(message);
             run.working_on(section.to_string());
+            if open.len() > self.open_sections {
+                let text = format!(
+                    "{} sections wait for the section at z = {next} to be complete; stages.edges.open_sections allows {}. \
+                     raise it (a page of memory a tile and section), then run the same command again",
+                    open.len(),
+                    self.open_sections / 2
+                );
+                return Err(std::io::Error::other(text).into());
+            }
             while let Some((closed, matches)) = self.next(&mut open, next) {
                 run.working_on(closed.plan.section.to_string());
                 let section = self.section(closed, matches, &lenses)?;

@@ -5,7 +5,9 @@
 //! gaps       neighbours that do not overlap any more, or hardly       places of the solved tiles
 //! holes      parts inside the section that no tile shows              the same
 //! rows       jitter and skew of the first rows                        point matching
+//! scan       lines that jump in several beams at once                 inspection
 //! ```
+//! What is seen of these before the section is complete is in `faults.jsonl` at once.
 //! Limits follow operators' checks of MultiSEM regions: an overlap below 150 nm is thin, 8 px of skew are a fault.
 
 use std::collections::BTreeMap;
@@ -17,18 +19,24 @@ use serde_json::{Value, json};
 
 use super::gather::Closed;
 use super::montaging::Matches;
+use crate::inspect::scan_faults;
 use crate::montage::Montage;
 
 /// Overlap below which a seam is called thin, nm.
 const THIN_NM: f64 = 150.0;
 /// Skew of the first rows from which on it is told, pixels.
-const SKEW_PX: f64 = 8.0;
+pub(super) const SKEW_PX: f64 = 8.0;
 /// Jitter of rows from which on it is told: this many times what the section's other overlaps have, and this many pixels.
-const JITTER_OVER_MEDIAN: f64 = 3.0;
-const JITTER_PX: f64 = 0.5;
+pub(super) const JITTER_OVER_MEDIAN: f64 = 3.0;
+pub(super) const JITTER_PX: f64 = 0.5;
 /// Cells along the shorter side of a tile in which holes are looked for, and most cells of a section.
 const CELLS_A_TILE: f64 = 16.0;
 const MOST_CELLS: f64 = 4e6;
+
+/// Overlap below which a seam is called thin, pixels.
+pub(super) fn thin_px(pixel_nm: f64) -> f64 {
+    THIN_NM / pixel_nm.max(f64::MIN_POSITIVE)
+}
 
 /// The record of one section.
 pub(super) fn quality(closed: &Closed, montage: &Montage, matches: &Matches, pixel_nm: f64) -> Value {
@@ -42,11 +50,15 @@ pub(super) fn quality(closed: &Closed, montage: &Montage, matches: &Matches, pix
         .collect();
     let unconnected: Vec<_> = montage.unconnected().map(|t| json!({"tile": t.name, "held_by": t.anchor})).collect();
     let boxes = boxes(closed, montage);
-    let gaps: Vec<_> = gaps(montage, &boxes, THIN_NM / pixel_nm.max(f64::MIN_POSITIVE))
+    let gaps: Vec<_> = gaps(montage, &boxes, thin_px(pixel_nm))
         .map(|(p, q, px)| json!({"p": name(p), "q": name(q), "overlap_px": px, "kind": if px < 0.0 { "gap" } else { "thin" }}))
         .collect();
     let holes: Vec<_> = holes(&boxes).into_iter().map(|h| json!({"x": h.at.x, "y": h.at.y, "px": h.area})).collect();
     let rows: Vec<_> = rows(matches).map(|(p, q, r)| json!({"p": name(p), "q": name(q), "rows": r})).collect();
+    let scan: Vec<_> = scan_faults(&closed.tiles)
+        .into_iter()
+        .map(|f| json!({"row": f.row, "rise": f.rise, "tiles": f.tiles.into_iter().map(name).collect::<Vec<_>>()}))
+        .collect();
     json!({
         "section": closed.plan.name,
         "z": closed.plan.serial.0,
@@ -58,6 +70,7 @@ pub(super) fn quality(closed: &Closed, montage: &Montage, matches: &Matches, pix
         "gaps": gaps,
         "holes": holes,
         "jitter_or_skew": rows,
+        "scan_faults": scan,
         "residual_px": montage.residual,
         "stiffness": montage.stiffness,
     })
@@ -79,7 +92,7 @@ fn boxes(closed: &Closed, montage: &Montage) -> Boxes {
 
 /// Pairs that were to overlap and now do so by less than `thin` pixels, negative where they are apart.
 fn gaps<'a>(montage: &'a Montage, boxes: &'a Boxes, thin: f64) -> impl Iterator<Item = (TileKey, TileKey, f64)> + 'a {
-    montage.pairs.iter().filter_map(move |pair| {
+    montage.pairs.iter().filter(|p| p.used || p.fault.is_some()).filter_map(move |pair| {
         let ((a, b), (c, d)) = (boxes.get(&pair.p)?, boxes.get(&pair.q)?);
         let along = |a: f64, b: f64, c: f64, d: f64| b.min(d) - a.max(c);
         let common = along(a.x, b.x, c.x, d.x).min(along(a.y, b.y, c.y, d.y));

@@ -113,6 +113,7 @@ pub struct Telemetry {
     meters: [Meter; StageName::ALL.len()],
     sections: Mutex<BTreeMap<u32, SectionTimes>>,
     provisional: AtomicU64,
+    faults: AtomicU64,
 }
 
 impl Default for Telemetry {
@@ -122,6 +123,7 @@ impl Default for Telemetry {
             meters: Default::default(),
             sections: Mutex::default(),
             provisional: AtomicU64::new(0),
+            faults: AtomicU64::new(0),
         }
     }
 }
@@ -168,6 +170,16 @@ impl Telemetry {
     /// Sections that got provisional labels in this run.
     pub fn provisional_sections(&self) -> u64 {
         self.provisional.load(Relaxed)
+    }
+
+    /// Notes faults that were recorded as they were seen.
+    pub(super) fn faults(&self, more: u64) {
+        self.faults.fetch_add(more, Relaxed);
+    }
+
+    /// Lines of all `faults.jsonl` written in this run.
+    pub fn quality_faults(&self) -> u64 {
+        self.faults.load(Relaxed)
     }
 
     /// Moments of section `z` so far.

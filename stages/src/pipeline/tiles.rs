@@ -130,15 +130,21 @@ impl TileCache {
         band: usize,
         mut sink: impl FnMut(Array2<u8>) -> Result<(), E>,
     ) -> Result<(), E> {
+        let bounds: Vec<BoxXy> = placed.iter().map(|p| p.bounds(reduction)).collect();
         let mut top = target.min.y;
         while top < target.max.y {
             let bottom = (top + band as i64).min(target.max.y);
+            let strip = BoxXy { min: Xy::new(target.min.x, top), max: Xy::new(target.max.x, bottom) };
+            let strip = renderer.reach(strip, reduction);
+            // Of ten thousand tiles a band meets a hundred.
+            let near = placed.iter().zip(&bounds).filter(|(_, b)| b.intersect(&strip).is_some());
+            let near: Vec<PlacedTile> = near.map(|(p, _)| p.clone()).collect();
             let mut rows = Array2::zeros(((bottom - top) as usize, target.size().x));
             let mut left = target.min.x;
             while left < target.max.x {
                 let right = (left + band as i64).min(target.max.x);
                 let block = BoxXy { min: Xy::new(left, top), max: Xy::new(right, bottom) };
-                let drawn = self.block(renderer, placed, block, reduction)?;
+                let drawn = self.block(renderer, &near, block, reduction)?;
                 let (from, to) = ((left - target.min.x) as usize, (right - target.min.x) as usize);
                 rows.slice_mut(ndarray::s![.., from..to]).assign(&drawn);
                 left = right;

@@ -6,8 +6,9 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct MatchConfig {
-    /// Two tiles are a pair where the shorter side of their nominal overlap has at least this many pixels. Default 8: less
-    /// holds too little texture to tell places apart.
+    /// Two tiles are expected to match where the shorter side of their nominal overlap has at least this many pixels. Default 8:
+    /// less holds too little texture to tell places apart. Tiles that would reach it were the stage off by twice the margin are
+    /// tried too; that they do not match is no fault.
     pub min_overlap_px: usize,
     /// ... and its longer side at least this part of the tile there. Default 0.15: keeps half-shifted hexagon rows and drops
     /// the corners of square grids, which say nothing that the sides do not say better.
@@ -43,6 +44,13 @@ pub struct MatchConfig {
     pub outlier_px: f64,
     /// Share of blocks that must agree for a pair to count as matched. Default 0.4: resin often fills half an overlap.
     pub min_agreeing: f64,
+}
+
+impl MatchConfig {
+    /// Largest error of a nominal shift looked for at first, for tiles with this longest side, pixels.
+    pub(super) fn margin(&self, side: u32) -> f64 {
+        self.margin_px.max(self.margin_fraction * f64::from(side))
+    }
 }
 
 impl Default for MatchConfig {

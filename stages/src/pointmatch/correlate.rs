@@ -8,6 +8,7 @@
 //! the area, so peaks are ranked by `score * sqrt(area)`: a large score of a sliver does not win.
 
 use std::collections::BTreeMap;
+use std::mem::take;
 use std::sync::Arc;
 
 use kinesin_stream::geometry::Xy;
@@ -18,6 +19,7 @@ use rustfft::{Fft, FftPlanner};
 use super::energy::SummedSquares;
 use super::filter::Plane;
 use super::peak::{common, top};
+use crate::wide::{Kernel, wide};
 
 /// Lags to look at, both ends included.
 #[derive(Clone, Copy, Debug)]
@@ -66,6 +68,8 @@ pub(super) struct Correlator {
     spectra: [Vec<Complex32>; 3],
     scratch: Vec<Complex32>,
     products: Vec<f32>,
+    squares: [Vec<f64>; 2],
+    surface: [Vec<f64>; 2],
 }
 
 impl Correlator {
@@ -79,6 +83,8 @@ impl Correlator {
             spectra: Default::default(),
             scratch: Vec::new(),
             products: Vec::new(),
+            squares: Default::default(),
+            surface: Default::default(),
         }
     }
 
@@ -92,30 +98,36 @@ impl Correlator {
         let mut space = Space { line: &mut self.line, half: &mut self.half, scratch: &mut self.scratch, nx, ny };
         space.forward(plans, f, sf);
         space.forward(plans, g, sg);
-        let areas_f = SummedSquares::of(f);
+        let [first, second] = &mut self.squares;
+        let (areas_f, areas_g) = (SummedSquares::of(f, take(first)), SummedSquares::of(g, take(second)));
 
         work.clear();
         work.extend(sf.iter().zip(sg.iter()).map(|(a, b)| a.conj() * b));
         space.backward(plans, work, &mut self.products);
         let at = |x: i64, y: i64| (x.rem_euclid(nx as i64) as usize, y.rem_euclid(ny as i64) as usize);
         let products = &self.products;
-        let areas_g = SummedSquares::of(g);
-        let surface = Surface::of(&areas_f, &areas_g, lags, |x, y| {
+        let surface = Surface::of(&areas_f, &areas_g, (lags, take(&mut self.surface)), |x, y| {
             let (x, y) = at(x, y);
             products[y * nx + x]
         })?;
         let mut peak = surface.peak(guard)?;
+        self.surface = surface.space();
 
         if mirror {
             work.clear();
             work.extend(sf.iter().zip(sg.iter()).map(|(a, b)| a * b));
             space.backward(plans, work, &mut self.products);
             let products = &self.products;
-            let surface = Surface::of(&areas_f, &areas_g.turned(), lags, |x, y| {
+            let turned = areas_g.turned();
+            let surface = Surface::of(&areas_f, &turned, (lags, take(&mut self.surface)), |x, y| {
                 let (x, y) = at(g.width as i64 - 1 - x, g.height as i64 - 1 - y);
                 products[y * nx + x]
             })?;
             peak.mirror = surface.best().map_or(0.0, |(_, rank)| (rank / peak_rank(&surface, &peak)).max(0.0));
+            self.surface = surface.space();
+            self.squares = [areas_f.space(), turned.space()];
+        } else {
+            self.squares = [areas_f.space(), areas_g.space()];
         }
         Some(peak)
     }
@@ -186,7 +198,7 @@ impl Space<'_> {
         }
         spectrum.clear();
         spectrum.resize(bins * ny, Complex32::default());
-        transpose(self.half, spectrum, bins, ny);
+        wide(Transpose(self.half, spectrum, bins, ny));
         plans.columns.process_with_scratch(spectrum, self.scratch);
     }
 
@@ -197,7 +209,7 @@ impl Space<'_> {
         plans.columns_back.process_with_scratch(spectrum, self.scratch);
         self.half.clear();
         self.half.resize(bins * ny, Complex32::default());
-        transpose(spectrum, self.half, ny, bins);
+        wide(Transpose(spectrum, self.half, ny, bins));
         out.clear();
         out.resize(nx * ny, 0.0);
         let share = 1.0 / (nx * ny) as f32;
@@ -224,7 +236,20 @@ impl Space<'_> {
     }
 }
 
+/// From, to, width and height of what is turned.
+struct Transpose<'a>(&'a [Complex32], &'a mut [Complex32], usize, usize);
+
+impl Kernel for Transpose<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run(self) {
+        transpose(self.0, self.1, self.2, self.3);
+    }
+}
+
 /// `to[x * height + y] = from[y * width + x]`, in squares that stay in the cache.
+#[inline(always)]
 fn transpose(from: &[Complex32], to: &mut [Complex32], width: usize, height: usize) {
     const SIDE: usize = 16;
     for y0 in (0..height).step_by(SIDE) {
@@ -247,9 +272,19 @@ struct Surface {
 }
 
 impl Surface {
-    fn of(f: &SummedSquares, g: &SummedSquares, lags: Lags, product: impl Fn(i64, i64) -> f32) -> Option<Self> {
+    /// In `space` that is done with.
+    fn of(
+        f: &SummedSquares,
+        g: &SummedSquares,
+        (lags, space): (Lags, [Vec<f64>; 2]),
+        product: impl Fn(i64, i64) -> f32,
+    ) -> Option<Self> {
         let (w, h) = lags.size();
-        let (mut score, mut root_area) = (vec![0.0; w * h], vec![0.0; w * h]);
+        let [mut score, mut root_area] = space.map(|mut v| {
+            v.clear();
+            v.resize(w * h, 0.0);
+            v
+        });
         let floor = 1e-6 * (f.over(0, f.width, 0, f.height) + g.over(0, g.width, 0, g.height));
         for (i, (score, area)) in score.iter_mut().zip(&mut root_area).enumerate() {
             let lag = Xy::new(lags.min.x + (i % w) as i64, lags.min.y + (i / w) as i64);
@@ -272,6 +307,10 @@ impl Surface {
         }
         root_area.iter_mut().for_each(|a| *a = (*a / largest).sqrt());
         Some(Self { lags, score, root_area })
+    }
+
+    fn space(self) -> [Vec<f64>; 2] {
+        [self.score, self.root_area]
     }
 
     fn rank(&self, i: usize) -> f64 {

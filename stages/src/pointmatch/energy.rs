@@ -13,11 +13,14 @@ pub(super) struct SummedSquares {
 }
 
 impl SummedSquares {
-    pub(super) fn of(plane: &Plane) -> Self {
+    /// Of a plane, in `space` that is done with.
+    pub(super) fn of(plane: &Plane, space: Vec<f64>) -> Self {
         const ROWS: usize = 4;
         let (width, height) = (plane.width, plane.height);
         let stride = width + 1;
-        let mut sums = vec![0.0f64; stride * (height + 1)];
+        let mut sums = space;
+        sums.clear();
+        sums.resize(stride * (height + 1), 0.0);
         // Four rows at a time: their sums do not wait for each other.
         for y in (0..height).step_by(ROWS) {
             let (above, below) = sums.split_at_mut((y + 1) * stride);
@@ -47,6 +50,11 @@ impl SummedSquares {
             }
         }
         Self { width, height, sums, turned: false }
+    }
+
+    /// The space they took.
+    pub(super) fn space(self) -> Vec<f64> {
+        self.sums
     }
 
     /// The same for the plane turned by half a turn.

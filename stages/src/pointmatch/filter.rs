@@ -3,6 +3,8 @@
 use kinesin_stream::geometry::BoxXy;
 use kinesin_stream::pixels::Pixels;
 
+use crate::wide::{Kernel, wide};
+
 /// Values in rows.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Plane {
@@ -11,11 +13,32 @@ pub(super) struct Plane {
     pub(super) data: Vec<f32>,
 }
 
+/// Space of planes that are done with: getting it anew for every plane would cost as much as filling it.
+#[derive(Default)]
+pub(super) struct Spare(Vec<Vec<f32>>);
+
+impl Spare {
+    /// A plane of zeros.
+    pub(super) fn plane(&mut self, width: usize, height: usize) -> Plane {
+        let mut data = self.0.pop().unwrap_or_default();
+        data.clear();
+        data.resize(width * height, 0.0);
+        Plane { width, height, data }
+    }
+
+    /// Takes the space of a plane back.
+    pub(super) fn take(&mut self, plane: Plane) {
+        self.0.push(plane.data);
+    }
+}
+
 impl Plane {
+    #[inline(always)]
     pub(super) fn row(&self, y: usize) -> &[f32] {
         &self.data[y * self.width..(y + 1) * self.width]
     }
 
+    #[inline(always)]
     fn row_mut(&mut self, y: usize) -> &mut [f32] {
         &mut self.data[y * self.width..(y + 1) * self.width]
     }
@@ -25,10 +48,27 @@ impl Plane {
 const MEANS_FROM: usize = 32;
 
 /// The part `rect` of `pixels`, each `step` x `step` pixels averaged into one; what is left over at the far sides is dropped.
-pub(super) fn reduced(pixels: &Pixels, rect: &BoxXy, step: usize) -> Plane {
+pub(super) fn reduced(pixels: &Pixels, rect: &BoxXy, step: usize, spare: &mut Spare) -> Plane {
+    let mut plane = spare.plane(rect.size().x / step, rect.size().y / step);
+    wide(Reduce(pixels, rect, step, &mut plane));
+    plane
+}
+
+struct Reduce<'a>(&'a Pixels, &'a BoxXy, usize, &'a mut Plane);
+
+impl Kernel for Reduce<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run(self) {
+        reduce(self.0, self.1, self.2, self.3);
+    }
+}
+
+#[inline(always)]
+fn reduce(pixels: &Pixels, rect: &BoxXy, step: usize, plane: &mut Plane) {
     let (x0, y0) = (rect.min.x as usize, rect.min.y as usize);
-    let (width, height) = (rect.size().x / step, rect.size().y / step);
-    let mut plane = Plane { width, height, data: vec![0.0; width * height] };
+    let (width, height) = (plane.width, plane.height);
     let share = 1.0 / (step * step) as f32;
     let mut sums = vec![0u32; width * step];
     for y in 0..height {
@@ -44,17 +84,33 @@ pub(super) fn reduced(pixels: &Pixels, rect: &BoxXy, step: usize) -> Plane {
             out.iter_mut().zip(sums.chunks(step)).for_each(|(o, s)| *o = s.iter().sum::<u32>() as f32 * share);
         }
     }
-    plane
 }
 
 /// Band-pass: Gaussian of `sigma`, less the mean over a square of `radius`, clipped at four standard deviations
 /// so that single dark or bright things do not rule the correlation. `sigma` and `radius` are pixels of the plane.
-pub(super) fn band_pass(plane: &mut Plane, sigma: f64, radius: f64) {
-    if plane.data.is_empty() {
-        return;
+pub(super) fn band_pass(plane: &mut Plane, sigma: f64, radius: f64, spare: &mut Spare) {
+    if !plane.data.is_empty() {
+        let mut work = spare.plane(plane.width, plane.height);
+        wide(Pass(plane, sigma, (radius.round() as usize).max(2), &mut work));
+        spare.take(work);
     }
-    smooth(plane, sigma);
-    less_local_mean(plane, (radius.round() as usize).max(2));
+}
+
+struct Pass<'a>(&'a mut Plane, f64, usize, &'a mut Plane);
+
+impl Kernel for Pass<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run(self) {
+        pass(self.0, self.1, self.2, self.3);
+    }
+}
+
+#[inline(always)]
+fn pass(plane: &mut Plane, sigma: f64, radius: usize, work: &mut Plane) {
+    smooth(plane, sigma, work);
+    less_local_mean(plane, radius, work);
     // Patterns of a camera or of a scan that are the same in all rows or columns would match where nothing else does.
     if plane.width >= MEANS_FROM {
         less_row_means(plane);
@@ -69,8 +125,9 @@ pub(super) fn band_pass(plane: &mut Plane, sigma: f64, radius: f64) {
     plane.data.iter_mut().for_each(|v| *v = v.clamp(-limit, limit));
 }
 
-/// Gaussian smoothing, the image mirrored at its sides.
-fn smooth(plane: &mut Plane, sigma: f64) {
+/// Gaussian smoothing, the image mirrored at its sides; `work` has its size.
+#[inline(always)]
+fn smooth(plane: &mut Plane, sigma: f64, work: &mut Plane) {
     if sigma < 0.3 {
         return;
     }
@@ -92,13 +149,14 @@ fn smooth(plane: &mut Plane, sigma: f64) {
             &padded[start..start + width]
         });
     }
-    let source = plane.clone();
     for y in 0..height {
-        weigh(plane.row_mut(y), &bell, |offset| source.row(mirrored(y as i64 + offset, height)));
+        weigh(work.row_mut(y), &bell, |offset| plane.row(mirrored(y as i64 + offset, height)));
     }
+    std::mem::swap(plane, work);
 }
 
 /// `out` becomes the symmetric weighted sum of the rows that `row` gives for offsets of `-radius` to `radius`.
+#[inline(always)]
 fn weigh<'a>(out: &mut [f32], bell: &[f32], row: impl Fn(i64) -> &'a [f32]) {
     let middle = row(0);
     out.iter_mut().zip(middle).for_each(|(o, v)| *o = bell[0] * v);
@@ -118,12 +176,12 @@ fn mirrored(i: i64, n: usize) -> usize {
     (if i > last { 2 * last - i } else { i }) as usize
 }
 
-/// Takes away the mean over the part of a `2 half + 1` square window that lies inside.
-fn less_local_mean(plane: &mut Plane, half: usize) {
+/// Takes away the mean over the part of a `2 half + 1` square window that lies inside; `across` has the size of the plane.
+#[inline(always)]
+fn less_local_mean(plane: &mut Plane, half: usize, across: &mut Plane) {
     let (width, height) = (plane.width, plane.height);
     let inside = |i: usize, n: usize| 1.0 / ((i + half).min(n - 1) + 1 - i.saturating_sub(half)) as f32;
     let shares: Vec<f32> = (0..width).map(|x| inside(x, width)).collect();
-    let mut across = Plane { width, height, data: vec![0.0; width * height] };
     let mut lines = [vec![0.0f32; width + 2 * half], vec![0.0f32; width + 2 * half]];
     for y in 0..height {
         let out = across.row_mut(y);
@@ -148,6 +206,7 @@ fn less_local_mean(plane: &mut Plane, half: usize) {
 
 /// `out[i]` becomes the sum of `row` from `i - half` to `i + half`, nothing beyond the ends. From sums over powers of two, so
 /// that no sum waits for the one before.
+#[inline(always)]
 pub(super) fn window_sums(row: &[f32], half: usize, out: &mut [f32], [line, next]: &mut [Vec<f32>; 2]) {
     line.fill(0.0);
     line[half..half + row.len()].copy_from_slice(row);
@@ -168,6 +227,7 @@ pub(super) fn window_sums(row: &[f32], half: usize, out: &mut [f32], [line, next
 }
 
 /// Sum of squares, in lanes.
+#[inline(always)]
 fn energy(values: &[f32]) -> f32 {
     const LANES: usize = 16;
     let whole = values.chunks_exact(LANES);
@@ -178,6 +238,7 @@ fn energy(values: &[f32]) -> f32 {
 }
 
 /// Sum in lanes that the compiler turns into vectors.
+#[inline(always)]
 fn sum(values: &[f32]) -> f32 {
     const LANES: usize = 16;
     let whole = values.chunks_exact(LANES);
@@ -188,6 +249,7 @@ fn sum(values: &[f32]) -> f32 {
 }
 
 /// Takes the mean of every row away.
+#[inline(always)]
 pub(super) fn less_row_means(plane: &mut Plane) {
     for y in 0..plane.height {
         let row = plane.row_mut(y);
@@ -197,6 +259,7 @@ pub(super) fn less_row_means(plane: &mut Plane) {
 }
 
 /// Takes the mean of every column away.
+#[inline(always)]
 pub(super) fn less_column_means(plane: &mut Plane) {
     let mut means = vec![0.0f32; plane.width];
     for y in 0..plane.height {
@@ -224,7 +287,7 @@ mod tests {
         let mut shaded =
             plane(120, 80, |x, y| 90.0 + 0.3 * x + 0.2 * y + 20.0 * (x * 1.7).sin() + 15.0 * (y * 2.3).sin());
         let before = spread(&shaded);
-        band_pass(&mut shaded, 1.0, 12.0);
+        band_pass(&mut shaded, 1.0, 12.0, &mut Spare::default());
         assert!(before > 15.0 && spread(&shaded) < 0.7, "{} of {before}", spread(&shaded));
     }
 
@@ -238,7 +301,7 @@ mod tests {
         for (w, h) in [(1, 1), (3, 40), (50, 9)] {
             for half in [2, 5, 8, 12] {
                 let mut flat = plane(w, h, |_, _| 7.0);
-                less_local_mean(&mut flat, half);
+                less_local_mean(&mut flat, half, &mut plane(w, h, |_, _| 3.0));
                 assert!(flat.data.iter().all(|v| v.abs() < 1e-4), "{w} x {h}, {half}");
             }
         }
@@ -261,7 +324,7 @@ mod tests {
     #[test]
     fn reducing_averages_whole_squares() {
         let pixels = Pixels::new(5, 4, (0..20).collect::<Vec<u8>>());
-        let half = reduced(&pixels, &BoxXy { min: Xy::new(1, 0), max: Xy::new(5, 4) }, 2);
+        let half = reduced(&pixels, &BoxXy { min: Xy::new(1, 0), max: Xy::new(5, 4) }, 2, &mut Spare::default());
         assert_eq!((half.width, half.height), (2, 2));
         assert_eq!(half.data, [4.0, 6.0, 14.0, 16.0]);
     }

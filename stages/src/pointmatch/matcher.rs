@@ -6,7 +6,7 @@ use kinesin_stream::pixels::Pixels;
 use super::config::MatchConfig;
 use super::correlate::{Correlator, Lags};
 use super::course::{Sample, distances};
-use super::filter::{Plane, band_pass, reduced};
+use super::filter::{Plane, Spare, band_pass, reduced};
 use super::pairs::{Pair, StripRects, overlap_rects};
 use super::peak::{fraction, score_without_stripes};
 use super::rows::{self, RowDrift};
@@ -47,6 +47,7 @@ const WIDER_DOUBT: f64 = 1.5;
 pub struct Matcher {
     config: MatchConfig,
     correlator: Correlator,
+    spare: Spare,
 }
 
 /// Part of a tile that is at hand.
@@ -57,9 +58,9 @@ struct Strip<'a> {
 
 impl Strip<'_> {
     /// `rect` of the tile as a plane, reduced by `step`.
-    fn plane(&self, rect: &BoxXy, step: usize) -> Plane {
+    fn plane(&self, rect: &BoxXy, step: usize, spare: &mut Spare) -> Plane {
         let local = BoxXy { min: minus(rect.min, self.rect.min), max: minus(rect.max, self.rect.min) };
-        reduced(self.pixels, &local, step)
+        reduced(self.pixels, &local, step, spare)
     }
 }
 
@@ -71,12 +72,13 @@ struct Band {
 
 impl Band {
     /// A copy of the part `rect`, which lies inside.
-    fn part(&self, rect: &BoxXy) -> Plane {
+    fn part(&self, rect: &BoxXy, spare: &mut Spare) -> Plane {
         let (x0, y0) = ((rect.min.x - self.rect.min.x) as usize, (rect.min.y - self.rect.min.y) as usize);
-        let (width, height) = (rect.size().x, rect.size().y);
-        let mut data = Vec::with_capacity(width * height);
-        (y0..y0 + height).for_each(|y| data.extend_from_slice(&self.plane.row(y)[x0..x0 + width]));
-        Plane { width, height, data }
+        let mut part = spare.plane(rect.size().x, rect.size().y);
+        for (y, row) in part.data.chunks_exact_mut(rect.size().x.max(1)).enumerate() {
+            row.copy_from_slice(&self.plane.row(y0 + y)[x0..x0 + row.len()]);
+        }
+        part
     }
 }
 
@@ -91,7 +93,7 @@ struct First {
 impl Matcher {
     /// A matcher for this configuration.
     pub fn new(config: MatchConfig) -> Self {
-        Self { config, correlator: Correlator::new() }
+        Self { config, correlator: Correlator::new(), spare: Spare::default() }
     }
 
     /// The configuration.
@@ -101,7 +103,7 @@ impl Matcher {
 
     /// The rectangles of both tiles that [`Matcher::match_pair`] wants, wide enough for the second try.
     pub fn rects(&self, pair: &Pair) -> StripRects {
-        overlap_rects(pair, 2.0 * pair.margin(&self.config))
+        overlap_rects(pair, pair.widest(&self.config))
     }
 
     /// Matches the pair; `p` and `q` are its tiles cut by [`Matcher::rects`]. Tiles without common texture give `Failed`.
@@ -114,7 +116,10 @@ impl Matcher {
             if got == want { Ok(Strip { rect, pixels }) } else { Err(wrong) }
         });
         let [p, q] = strips;
-        Ok(self.match_strips(pair, &p?, &q?))
+        let found = self.match_strips(pair, &p?, &q?);
+        // What nobody expected has to be sure.
+        let nothing = found.verdict != Verdict::Matched && !pair.expected(&self.config);
+        Ok(if nothing { PairMatches::apart(pair) } else { found })
     }
 
     fn match_strips(&mut self, pair: &Pair, p: &Strip<'_>, q: &Strip<'_>) -> PairMatches {
@@ -155,6 +160,9 @@ impl Matcher {
         for times in [1.0, 2.0] {
             let margin = times * pair.margin(&self.config);
             let whole = overlap_rects(pair, margin).p;
+            if whole.size().x.min(whole.size().y) < self.config.min_overlap_px {
+                continue;
+            }
             for part in [vec![whole], thirds(&whole)].into_iter().flatten() {
                 let found = self.shift_of(pair, p, q, (&part, margin)).map(|f| First {
                     // A wider search meets more chance and is needed less often: it has to show more.
@@ -182,15 +190,18 @@ impl Matcher {
     fn shift_of(&mut self, pair: &Pair, p: &Strip<'_>, q: &Strip<'_>, (part, margin): (&BoxXy, f64)) -> Option<First> {
         let near = Xy::new(pair.shift.x.round() as i64, pair.shift.y.round() as i64);
         let in_q = grown(&moved(part, near), margin.ceil() as i64).intersect(&q.rect)?;
-        let overlap = pair.overlap(pair.shift)?;
+        // Of tiles that are nominally apart, all that could overlap.
+        let expected = pair.overlap(pair.shift).filter(|_| pair.expected(&self.config));
+        let overlap = expected.unwrap_or_else(|| overlap_rects(pair, margin).p);
         let common = overlap.size();
         // Sixteen reduced pixels across still tell a shift; the smoothing leaves nothing finer than two.
         let step = (common.x.min(common.y) / 16).clamp(1, 4);
         let radius = FIRST_SMOOTH * self.background(&overlap);
         let scale = step as f64;
-        let mut planes = [p.plane(part, step), q.plane(&in_q, step)];
+        let spare = &mut self.spare;
+        let mut planes = [p.plane(part, step, spare), q.plane(&in_q, step, spare)];
         for plane in &mut planes {
-            band_pass(plane, FIRST_SMOOTH * self.config.smooth_px / scale, radius / scale);
+            band_pass(plane, FIRST_SMOOTH * self.config.smooth_px / scale, radius / scale, spare);
         }
         let origin = minus(part.min, in_q.min);
         let origin = Xy::new(origin.x as f64, origin.y as f64);
@@ -202,7 +213,9 @@ impl Matcher {
         };
         // Wide overlaps are smeared by the lens, narrow ones hold little that could repeat.
         let guard = ((common.x.min(common.y) as f64 / 8.0).clamp(5.0, 10.0) / scale).max(3.0);
-        let peak = self.correlator.best(&planes[0], &planes[1], lags, guard, true)?;
+        let peak = self.correlator.best(&planes[0], &planes[1], lags, guard, true);
+        planes.into_iter().for_each(|p| self.spare.take(p));
+        let peak = peak?;
         let confidence = (1.0 - peak.second.max(peak.mirror)).max(0.0);
         let lag = Xy::new(peak.lag.x as f64, peak.lag.y as f64) + peak.fraction;
         // Noise alone makes a score less than one: `1 / score - 1` is its share, which falls with the area of the smoothing.
@@ -221,12 +234,13 @@ impl Matcher {
             let [narrow, sigma, radius] =
                 [common.size().x.min(common.size().y) as f64, self.config.smooth_px, self.background(&common)];
             let bands = [(p, common), (q, moved(&common, near))].map(|(strip, rect)| {
-                let mut plane = strip.plane(&rect, 1);
-                band_pass(&mut plane, sigma, radius);
+                let mut plane = strip.plane(&rect, 1, &mut self.spare);
+                band_pass(&mut plane, sigma, radius, &mut self.spare);
                 Band { rect, plane }
             });
             let rects = block_rects(&common, self.block_area(&common, first.score));
             let found: Vec<PointMatch> = rects.iter().filter_map(|rect| self.block(&bands, rect, near)).collect();
+            bands.into_iter().for_each(|b| self.spare.take(b.plane));
             let samples: Vec<Sample> = found.iter().map(|m| Sample { at: m.p, shift: m.q - m.p }).collect();
             let off = distances(&samples);
             let outlier = self.config.outlier_px;
@@ -273,23 +287,31 @@ impl Matcher {
 
     /// One block: `rect` of p looked for in q around `near`.
     fn block(&mut self, [p, q]: &[Band; 2], rect: &BoxXy, near: Xy<i64>) -> Option<PointMatch> {
+        let in_q = grown(&moved(rect, near), self.config.search_px as i64).intersect(&q.rect)?;
+        let parts = (p.part(rect, &mut self.spare), q.part(&in_q, &mut self.spare));
+        let found = self.found(&parts, (rect, &in_q), near);
+        self.spare.take(parts.0);
+        self.spare.take(parts.1);
+        found
+    }
+
+    /// What `rect` of p and the wider `in_q` of q show, whose pixels are f and g.
+    fn found(&mut self, (f, g): &(Plane, Plane), (rect, in_q): (&BoxXy, &BoxXy), near: Xy<i64>) -> Option<PointMatch> {
         let reach = self.config.search_px as i64;
-        let in_q = grown(&moved(rect, near), reach).intersect(&q.rect)?;
         let origin = minus(rect.min, in_q.min);
         let middle = Xy::new(near.x + origin.x, near.y + origin.y);
         let lags =
             Lags { min: Xy::new(middle.x - reach, middle.y - reach), max: Xy::new(middle.x + reach, middle.y + reach) };
-        let (f, g) = (p.part(rect), q.part(&in_q));
-        let peak = self.correlator.best(&f, &g, lags, 4.0, false)?;
+        let peak = self.correlator.best(f, g, lags, 4.0, false)?;
         if peak.at_rim || peak.score < self.config.min_score.max(self.least_score(rect)) {
             return None;
         }
-        if score_without_stripes(&f, &g, peak.lag) < 0.4 * peak.score {
+        if score_without_stripes(f, g, peak.lag) < 0.4 * peak.score {
             return None;
         }
         let whole = minus(peak.lag, origin);
-        let shift = Xy::new(whole.x as f64, whole.y as f64) + fraction(&f, &g, peak.lag)?;
-        let seen = rect.intersect(&moved(&in_q, Xy::new(-whole.x, -whole.y)))?;
+        let shift = Xy::new(whole.x as f64, whole.y as f64) + fraction(f, g, peak.lag)?;
+        let seen = rect.intersect(&moved(in_q, Xy::new(-whole.x, -whole.y)))?;
         let size = seen.size();
         let at = Xy::new(
             seen.min.x as f64 + reduced_to_full(0.0, size.x as f64),

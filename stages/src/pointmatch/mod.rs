@@ -1,7 +1,7 @@
 //! **match**: where the same tissue lies in two overlapping tiles of a section.
 //!
 //! ```text
-//!        tile p                       1 pairs          which tiles overlap, from nominal places; any layout
+//!        tile p                       1 pairs          which tiles overlap or might, from nominal places; any layout
 //!  ┌───────────────┐                  2 rects          only the strips that may overlap are read
 //!  │            ┌──┼────────────┐     3 first shift    strips, reduced, band-passed, correlated within the margin;
 //!  │            │▒▒│            │                      confidence against the mirrored image and the second peak;
@@ -72,6 +72,8 @@ pub enum Verdict {
     Doubtful(String),
     /// Nothing found; no points.
     Failed(String),
+    /// Nothing found where nothing was expected: the nominal places do not overlap, but a stage error could have made them.
+    Apart,
 }
 
 /// What matching one pair gave.
@@ -93,6 +95,11 @@ pub struct PairMatches {
 }
 
 impl PairMatches {
+    /// A pair that was tried in case the stage is wrong, and is not.
+    pub fn apart(pair: &Pair) -> Self {
+        Self { verdict: Verdict::Apart, ..Self::failed(pair, 0.0, "") }
+    }
+
     /// A pair that gave nothing.
     pub fn failed(pair: &Pair, confidence: f64, reason: impl Into<String>) -> Self {
         Self {

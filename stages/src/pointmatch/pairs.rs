@@ -46,10 +46,40 @@ impl Pair {
         tile_box(self.p_size).intersect(&q)
     }
 
+    /// Sides, shorter first, of what the nominal places put on top of each other, pixels; where the tiles are apart the shorter one
+    /// is less than nothing by as much. The second number is the longer side as a part of the smaller tile there.
+    fn nominal(&self) -> (f64, f64) {
+        let along = |shift: f64, p: u32, q: u32| {
+            let (p, q) = (f64::from(p), f64::from(q));
+            let common = p.min(q - shift) - (-shift).max(0.0);
+            (common, common / p.min(q))
+        };
+        let x = along(self.shift.x, self.p_size.x, self.q_size.x);
+        let y = along(self.shift.y, self.p_size.y, self.q_size.y);
+        (x.0.min(y.0), x.1.max(y.1))
+    }
+
+    /// Whether the nominal places make the tiles overlap by enough to be matched. Others overlap only where the stage errs: that
+    /// they do not is no fault.
+    pub fn expected(&self, config: &MatchConfig) -> bool {
+        let (short, long) = self.nominal();
+        short >= config.min_overlap_px as f64 && long >= config.min_overlap_fraction
+    }
+
+    /// Whether they would, were the nominal shift wrong by as much as is looked for.
+    fn possible(&self, config: &MatchConfig) -> bool {
+        let (short, long) = self.nominal();
+        short + self.widest(config) >= config.min_overlap_px as f64 && long >= config.min_overlap_fraction
+    }
+
+    /// Largest error of the nominal shift that is looked for at last, pixels.
+    pub(super) fn widest(&self, config: &MatchConfig) -> f64 {
+        2.0 * self.margin(config)
+    }
+
     /// Largest error of the nominal shift that is looked for at first, along x and y alike, pixels.
     pub fn margin(&self, config: &MatchConfig) -> f64 {
-        let side = self.p_size.x.max(self.p_size.y).max(self.q_size.x).max(self.q_size.y);
-        config.margin_px.max(config.margin_fraction * f64::from(side))
+        config.margin(self.p_size.x.max(self.p_size.y).max(self.q_size.x).max(self.q_size.y))
     }
 }
 
@@ -75,7 +105,8 @@ pub fn overlap_rects(pair: &Pair, margin: f64) -> StripRects {
     StripRects { p: grown(pair.p_size, pair.q_size, pair.shift), q: grown(pair.q_size, pair.p_size, pair.shift * -1.0) }
 }
 
-/// All pairs of present tiles whose nominal places overlap enough, sorted by (p, q).
+/// All pairs of present tiles whose nominal places overlap enough, or would within the errors of the stage that are looked
+/// for, sorted by (p, q). [`Pair::expected`] tells them apart.
 ///
 /// Of several attempts of one beam at one stop only the last present one counts: drop those that inspection refused from
 /// `present` before. Keys that the plan does not know are left out.
@@ -83,7 +114,8 @@ pub fn pairs(plan: &SectionPlan, present: &BTreeSet<TileKey>, config: &MatchConf
     let mut tiles: Vec<&PlannedTile> = current(present).into_values().filter_map(|k| plan.tile(k)).collect();
     // A sweep over x keeps this far from quadratic for wide sections.
     tiles.sort_by(|a, b| a.nominal.x.total_cmp(&b.nominal.x).then(a.key.cmp(&b.key)));
-    let widest = tiles.iter().map(|t| f64::from(t.size.x)).fold(0.0, f64::max);
+    let longest = tiles.iter().map(|t| t.size.x.max(t.size.y)).max().unwrap_or(0);
+    let widest = f64::from(longest) + 2.0 * config.margin(longest);
     let mut found = Vec::new();
     for (i, a) in tiles.iter().enumerate() {
         let near = tiles[i + 1..].iter().take_while(|b| b.nominal.x < a.nominal.x + widest);
@@ -131,7 +163,7 @@ impl Neighbours {
         }
         self.longest = self.longest.max(f64::from(tile.size.x.max(tile.size.y)));
         let (x, y) = self.cell(tile);
-        let reach = (self.longest / self.side).ceil() as i64;
+        let reach = ((self.longest + 2.0 * config.margin(self.longest as u32)) / self.side).ceil() as i64;
         let beside = (y - reach..=y + reach).flat_map(|y| (x - reach..=x + reach).map(move |x| (x, y)));
         let beside = beside.filter_map(|at| self.cells.get(&at)).flatten();
         let pair = |b: &PlannedTile| if tile.key < b.key { pair_of(tile, b, config) } else { pair_of(b, tile, config) };
@@ -158,11 +190,7 @@ fn current(present: &BTreeSet<TileKey>) -> BTreeMap<TileKey, TileKey> {
 
 fn pair_of(p: &PlannedTile, q: &PlannedTile, config: &MatchConfig) -> Option<Pair> {
     let pair = Pair { p: p.key, q: q.key, shift: p.nominal - q.nominal, p_size: p.size, q_size: q.size };
-    let common = pair.overlap(pair.shift)?.size();
-    let short = common.x.min(common.y);
-    let along = |c: usize, a: u32, b: u32| c as f64 / f64::from(a.min(b));
-    let long = along(common.x, p.size.x, q.size.x).max(along(common.y, p.size.y, q.size.y));
-    (short >= config.min_overlap_px && long >= config.min_overlap_fraction).then_some(pair)
+    pair.possible(config).then_some(pair)
 }
 
 #[cfg(test)]
@@ -208,6 +236,20 @@ mod tests {
         assert_eq!(found.len(), 12);
         assert!(found.iter().all(|p| p.p < p.q));
         assert!(found.windows(2).all(|w| (w[0].p, w[0].q) < (w[1].p, w[1].q)));
+    }
+
+    #[test]
+    fn tiles_that_are_apart_by_less_than_the_stage_may_err_are_a_pair_that_nobody_expects() {
+        // Twice 8 px are looked for, and 8 px have to overlap.
+        let config = MatchConfig { margin_fraction: 0.0, ..MatchConfig::default() };
+        for (apart, given, expected) in [(-9.0, 1, true), (-7.0, 1, false), (7.0, 1, false), (9.0, 0, false)] {
+            for place in [(100.0 + apart, 30.0), (30.0, 100.0 + apart)] {
+                let plan = plan(&[(0.0, 0.0), place], Xy::new(100, 100), 1);
+                let found = pairs(&plan, &keys(&plan), &config);
+                assert_eq!(found.len(), given, "{apart} px apart");
+                assert!(found.iter().all(|p| p.expected(&config) == expected), "{apart} px apart");
+            }
+        }
     }
 
     #[test]

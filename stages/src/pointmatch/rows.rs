@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::filter::window_sums;
 use super::peak::products;
+use crate::wide::{Kernel, wide};
 
 /// Shifts of single rows against the other tile.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -40,10 +41,7 @@ pub(super) fn drift<'a>(pairs: impl Iterator<Item = (&'a [u8], &'a [u8])>) -> Op
     let mut scratch = [Vec::new(), Vec::new()];
     let mut shifts: Vec<(usize, f64)> = Vec::new();
     for (y, (a, b)) in pairs.enumerate() {
-        for (row, signal) in [a, b].into_iter().zip(&mut signals) {
-            band(row, signal, &mut scratch);
-        }
-        if let Some(shift) = shift(&signals[0], &signals[1]) {
+        if let Some(shift) = wide(Seen { rows: [a, b], signals: &mut signals, scratch: &mut scratch }) {
             shifts.push((y, shift));
         }
     }
@@ -60,12 +58,32 @@ pub(super) fn drift<'a>(pairs: impl Iterator<Item = (&'a [u8], &'a [u8])>) -> Op
     })
 }
 
+/// The shift of two rows of grey values, in space that is done with.
+struct Seen<'a> {
+    rows: [&'a [u8]; 2],
+    signals: &'a mut [Vec<f32>; 2],
+    scratch: &'a mut [Vec<f32>; 2],
+}
+
+impl Kernel for Seen<'_> {
+    type Out = Option<f64>;
+
+    #[inline(always)]
+    fn run(self) -> Option<f64> {
+        let [first, second] = self.signals;
+        band(self.rows[0], first, self.scratch);
+        band(self.rows[1], second, self.scratch);
+        shift(first, second)
+    }
+}
+
 fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     values.get(values.len() / 2).copied().unwrap_or(0.0)
 }
 
 /// Sum of three less the mean of twenty-five.
+#[inline(always)]
 fn band(row: &[u8], out: &mut Vec<f32>, scratch: &mut [Vec<f32>; 2]) {
     let grey: Vec<f32> = row.iter().map(|&v| f32::from(v)).collect();
     let mut sums = |half: usize| {
@@ -80,18 +98,28 @@ fn band(row: &[u8], out: &mut Vec<f32>, scratch: &mut [Vec<f32>; 2]) {
 }
 
 /// The lag at which `a(i)` looks like `b(i + lag)`, with its fraction.
+#[inline(always)]
 fn shift(a: &[f32], b: &[f32]) -> Option<f64> {
     // Where the window of the mean lies within the row for every lag.
     let (from, to) = (REACH + 12, a.len().min(b.len()).checked_sub(REACH + 12)?);
     let middle = a.get(from..to)?;
-    let (_, own) = products(middle, middle);
-    let score = |lag: i64| {
-        let start = (from as i64 + lag) as usize;
-        let (ab, bb) = products(middle, &b[start..start + middle.len()]);
-        if bb > 0.0 && own > 0.0 { ab / (own * bb).sqrt() } else { 0.0 }
-    };
-    let reach = REACH as i64;
-    let scores: Vec<f32> = (-reach..=reach).map(score).collect();
+    let (own, _) = products(middle, middle);
+    let square = |i: usize| f64::from(b[i]) * f64::from(b[i]);
+    let (all, first) = (middle.len(), from - REACH);
+    let part = &b[first..first + all];
+    let mut energy = f64::from(products(part, part).0);
+    let mut scores = [0.0f32; 2 * REACH + 1];
+    for (lag, score) in scores.iter_mut().enumerate() {
+        let start = first + lag;
+        let (ab, _) = products(middle, &b[start..start + all]);
+        if energy > 0.0 && own > 0.0 {
+            *score = (f64::from(ab) / (f64::from(own) * energy).sqrt()) as f32;
+        }
+        // The window goes on by one.
+        if lag < 2 * REACH {
+            energy += square(start + all) - square(start);
+        }
+    }
     let best = (0..scores.len()).max_by(|&i, &j| scores[i].total_cmp(&scores[j]))?;
     if scores[best] < LEAST_SCORE || best == 0 || best + 1 == scores.len() {
         return None;

@@ -21,6 +21,8 @@ use crate::geometry::{BoxZyx, VoxelSize, Xy, Zyx};
 
 /// Small enough for pixels that hardly compress to go through at the speed of copying.
 const ZSTD_LEVEL: i32 = 1;
+/// Pixels of a reduced row that are made alike.
+const REDUCED_AT_ONCE: usize = 64;
 /// More would not fit the numbers of a pixel.
 const MOST_LEVELS: usize = 24;
 
@@ -240,19 +242,43 @@ impl ImageWriter {
         let Xy { x: width, y: height } = self.spec.chunk;
         let across = self.spec.plane(level).x;
         let folder = self.path.join(format!("{level}/c/{z}/{chunk_row}"));
-        (0..across.div_ceil(width)).into_par_iter().try_for_each(|i| {
+        let chunks = (0..across.div_ceil(width)).into_par_iter();
+        chunks.try_for_each_init(Packer::default, |packer, i| {
             let path = folder.join(i.to_string());
             let columns = i * width..((i + 1) * width).min(across);
-            let mut chunk = vec![0; width * height];
+            let chunk = &mut packer.chunk;
+            chunk.clear();
+            chunk.resize(width * height, 0);
             for (from, to) in rows.chunks_exact(across).zip(chunk.chunks_exact_mut(width)) {
                 to[..columns.len()].copy_from_slice(&from[columns.clone()]);
             }
             if chunk.iter().all(|&v| v == 0) {
                 return withdraw(&path);
             }
-            let packed = zstd::bulk::compress(&chunk, ZSTD_LEVEL).map_err(|e| VolumeError::io(&path, e))?;
-            publish(&path, &packed, self.durability)
+            let packed = packer.pack().map_err(|e| VolumeError::io(&path, e))?;
+            publish(&path, packed, self.durability)
         })
+    }
+}
+
+/// What one thread packs its chunks with.
+#[derive(Default)]
+struct Packer {
+    compressor: Option<zstd::bulk::Compressor<'static>>,
+    chunk: Vec<u8>,
+    packed: Vec<u8>,
+}
+
+impl Packer {
+    fn pack(&mut self) -> std::io::Result<&[u8]> {
+        let compressor = match &mut self.compressor {
+            Some(there) => there,
+            none => none.insert(zstd::bulk::Compressor::new(ZSTD_LEVEL)?),
+        };
+        self.packed.clear();
+        self.packed.reserve(zstd::zstd_safe::compress_bound(self.chunk.len()));
+        compressor.compress_to_buffer(&self.chunk, &mut self.packed)?;
+        Ok(&self.packed)
     }
 }
 
@@ -263,8 +289,16 @@ fn reduce(upper: &[u8], lower: &[u8], by: Reduce) -> Vec<u8> {
     let mut out = Vec::with_capacity(upper.len().div_ceil(2));
     if bottom.is_empty() {
         out.extend(top.iter().map(|pair| by.one(pair)));
-    } else {
-        out.extend(top.iter().zip(bottom).map(|(&[a, b], &[c, d])| by.one(&[a, b, c, d])));
+    }
+    for (top, bottom) in top.chunks(REDUCED_AT_ONCE).zip(bottom.chunks(REDUCED_AT_ONCE)) {
+        let four = top.iter().zip(bottom);
+        // Nearly all of an image holds data: no case to tell apart.
+        if by == Reduce::Mean && !top.as_flattened().contains(&0) && !bottom.as_flattened().contains(&0) {
+            let sum = |([a, b], [c, d]): (&[u8; 2], &[u8; 2])| [a, b, c, d].map(|v| u16::from(*v)).iter().sum::<u16>();
+            out.extend(four.map(|four| ((sum(four) + 2) / 4) as u8));
+        } else {
+            out.extend(four.map(|(&[a, b], &[c, d])| by.one(&[a, b, c, d])));
+        }
     }
     if let Some(&a) = top_rest.first() {
         out.push(bottom_rest.first().map_or(a, |&c| by.one(&[a, c])));
