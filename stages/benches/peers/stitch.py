@@ -136,7 +136,7 @@ def ashlar(case):
             return tifffile.imread(case.folder / case.names[series])
 
     start = cpu()
-    aligner = reg.EdgeAligner(Reader(), max_shift=40, filter_sigma=1)
+    aligner = reg.EdgeAligner(Reader(), max_shift=40, filter_sigma=1, do_make_thumbnail=False)
     aligner.run()
     at = dict(zip(case.names, aligner.positions[:, ::-1]))
     return (lambda name, points: points + at[name]), cpu() - start

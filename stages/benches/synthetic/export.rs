@@ -15,10 +15,11 @@ use super::Section;
 
 /// Writes the section.
 pub(crate) fn export(section: &Section, name: &str, folder: &Path) -> std::io::Result<()> {
-    let images = folder.join(name);
+    let images = std::path::absolute(folder)?.join(name);
     std::fs::create_dir_all(&images)?;
     let (w, h) = section.plan.tiles().next().map_or((0, 0), |t| (t.size.x, t.size.y));
-    let mut text = format!("{{ROOT_DIR}}\t{name}\n{{RESOLUTION}}\t4\n{{TILE_SIZE}}\t{h}\t{w}\n");
+    let root = images.display();
+    let mut text = format!("{{ROOT_DIR}}\t{root}\n{{RESOLUTION}}\t4\n{{TILE_SIZE}}\t{h}\t{w}\n");
     for tile in section.plan.tiles() {
         let Some(pixels) = section.tiles.get(&tile.key) else { continue };
         let file = tile.name.replace(".png", ".tif");

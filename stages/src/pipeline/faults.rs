@@ -1,14 +1,14 @@
-//! `sections/<z>/faults.jsonl`: what is wrong with a section, a line each, as soon as it is seen; while the sample is still in the
-//! scope and long before the section is complete.
+//! `DIR/faults.jsonl`: what is wrong with a section, a line each, as soon as it is seen; while the sample is still in the scope and
+//! long before the section is complete.
 //!
 //! ```text
-//! {"fault":"overlap","kind":"failed","p":NAME,"q":NAME,"confidence":0.1,"why":".."}     failed, doubtful, thin
-//! {"fault":"jitter"|"skew","p":NAME,"q":NAME,"px":9.1}                                  first rows of an overlap
-//! {"fault":"scan","row":417,"rise":0.8,"tiles":[NAME, ..]}                              a line that jumps in several beams
-//! {"fault":"tile","tile":NAME,"verdict":"incomplete"}
+//! {"z":7,"fault":"overlap","kind":"failed","p":NAME,"q":NAME,"confidence":0.1,"why":".."}     failed, doubtful, thin
+//! {"z":7,"fault":"jitter"|"skew","p":NAME,"q":NAME,"px":9.1}                                  first rows of an overlap
+//! {"z":7,"fault":"scan","row":417,"rise":0.8,"tiles":[NAME, ..]}                              a line that jumps in several beams
+//! {"z":7,"fault":"tile","tile":NAME,"verdict":"incomplete"}
 //! ```
-//! The order is that of events and what counts as unusual jitter is what came before: `quality.json` at the end of the section is
-//! what does not depend on them. A section that is matched anew after a restart begins a new file.
+//! A log, in the order of events, appended to; what counts as unusual jitter is what came before, and what is matched anew after
+//! a restart is told anew. `quality.json` at the end of the section is what depends on none of this.
 
 use std::collections::VecDeque;
 use std::fs::OpenOptions;
@@ -25,7 +25,6 @@ use super::quality::{JITTER_OVER_MEDIAN, JITTER_PX, SKEW_PX, thin_px};
 use super::telemetry::Telemetry;
 use crate::inspect::{self, scan_faults};
 use crate::pointmatch::{Pair, PairMatches, RowDrift, Verdict};
-use crate::publish::SectionFiles;
 
 /// Overlaps whose jitter tells what is usual, and how few do.
 const REMEMBERED: usize = 256;
@@ -33,6 +32,7 @@ const FEWEST: usize = 8;
 
 /// Writes the records; shared by all who see faults.
 pub(super) struct FaultLog {
+    /// Folder of the results.
     out: PathBuf,
     pixel_nm: f64,
     jitters: Mutex<VecDeque<f64>>,
@@ -43,26 +43,19 @@ impl FaultLog {
         Self { out, pixel_nm, jitters: Mutex::default() }
     }
 
-    /// A section is matched, perhaps anew.
-    pub(super) fn begin(&self, plan: &SectionPlan) -> std::io::Result<()> {
-        match std::fs::remove_file(SectionFiles::new(&self.out, plan.serial.0).faults()) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e),
-            _ => Ok(()),
-        }
-    }
-
     /// All tiles of an exposure have come.
     pub(super) fn exposed(&self, done: &MfovDone, telemetry: &Telemetry) -> std::io::Result<()> {
+        let z = done.plan.serial.0;
         let bad = |v| matches!(v, inspect::Verdict::Incomplete | inspect::Verdict::Saturated);
         let tiles = done.tiles.iter().filter(|(_, q)| bad(q.verdict));
         let mut lines: Vec<Value> = tiles
-            .map(|(key, q)| json!({"fault": "tile", "tile": name(&done.plan, *key), "verdict": q.verdict}))
+            .map(|(key, q)| json!({"z": z, "fault": "tile", "tile": name(&done.plan, *key), "verdict": q.verdict}))
             .collect();
         for fault in scan_faults(&done.tiles) {
             let tiles: Vec<String> = fault.tiles.iter().map(|key| name(&done.plan, *key)).collect();
-            lines.push(json!({"fault": "scan", "row": fault.row, "rise": fault.rise, "tiles": tiles}));
+            lines.push(json!({"z": z, "fault": "scan", "row": fault.row, "rise": fault.rise, "tiles": tiles}));
         }
-        self.append(&done.plan, &lines, telemetry)
+        self.append(&lines, telemetry)
     }
 
     /// A pair was matched, or could not be.
@@ -75,7 +68,7 @@ impl FaultLog {
     ) -> std::io::Result<()> {
         let ends = json!({"p": name(plan, found.p), "q": name(plan, found.q)});
         let line = |fault: &str, more: Value| {
-            let mut line = json!({"fault": fault});
+            let mut line = json!({"z": plan.serial.0, "fault": fault});
             if let (Some(line), Value::Object(ends), Value::Object(more)) = (line.as_object_mut(), ends.clone(), more) {
                 line.extend(ends.into_iter().chain(more));
             }
@@ -105,7 +98,7 @@ impl FaultLog {
                 lines.push(line("jitter", json!({"px": rows.jitter_px, "usual_px": usual})));
             }
         }
-        self.append(plan, &lines, telemetry)
+        self.append(&lines, telemetry)
     }
 
     /// Median jitter of the overlaps before; `None` where they are too few.
@@ -121,18 +114,15 @@ impl FaultLog {
         (known.len() >= FEWEST).then(|| known[known.len() / 2])
     }
 
-    fn append(&self, plan: &SectionPlan, lines: &[Value], telemetry: &Telemetry) -> std::io::Result<()> {
+    fn append(&self, lines: &[Value], telemetry: &Telemetry) -> std::io::Result<()> {
         if lines.is_empty() {
             return Ok(());
         }
         telemetry.faults(lines.len() as u64);
-        let path = SectionFiles::new(&self.out, plan.serial.0).faults();
-        if let Some(folder) = path.parent() {
-            std::fs::create_dir_all(folder)?;
-        }
+        std::fs::create_dir_all(&self.out)?;
         // One write: lines of several workers do not mix.
         let text: String = lines.iter().map(|l| format!("{l}\n")).collect();
-        OpenOptions::new().create(true).append(true).open(path)?.write_all(text.as_bytes())
+        OpenOptions::new().create(true).append(true).open(self.out.join("faults.jsonl"))?.write_all(text.as_bytes())
     }
 }
 
@@ -182,20 +172,17 @@ mod tests {
             p_size: tiles[0].size,
             q_size: tiles[1].size,
         };
-        log.begin(&plan).expect("nothing there");
         log.matched(&plan, &pair, &PairMatches::apart(&pair), &telemetry).expect("room");
-        let path = SectionFiles::new(folder.path(), 7).faults();
+        let path = folder.path().join("faults.jsonl");
         assert!(!path.is_file());
         log.matched(&plan, &pair, &PairMatches::failed(&pair, 0.1, "resin"), &telemetry).expect("room");
         let text = std::fs::read_to_string(&path).expect("a line");
         assert_eq!(
             text,
-            "{\"fault\":\"overlap\",\"p\":\"t0\",\"q\":\"t1\",\"kind\":\"failed\",\"confidence\":0.1,\"why\":\"resin\"}\n"
+            "{\"z\":7,\"fault\":\"overlap\",\"p\":\"t0\",\"q\":\"t1\",\"kind\":\"failed\",\"confidence\":0.1,\"why\":\"resin\"}\n"
         );
         let done = MfovDone { plan: plan.into(), mfov: pair.p.mfov, tiles: BTreeMap::new(), lost: BTreeMap::new() };
         log.exposed(&done, &telemetry).expect("nothing to say");
         assert_eq!(telemetry.quality_faults(), 1);
-        log.begin(&done.plan).expect("removed");
-        assert!(!path.is_file());
     }
 }

@@ -39,11 +39,8 @@ pub(super) fn work(
         let plan = done.plan.clone();
         let section = plan.section;
         let first = plan.mfov(done.mfov).is_some_and(|m| m.revision == 0);
-        let fresh = first && seen.insert(section);
-        if fresh && SectionFiles::new(out, plan.serial.0).solved().is_file() {
+        if first && seen.insert(section) && SectionFiles::new(out, plan.serial.0).solved().is_file() {
             solved.insert(section);
-        } else if fresh {
-            faults.begin(&plan)?;
         }
         if first && !solved.contains(&section) {
             faults.exposed(&done, telemetry)?;

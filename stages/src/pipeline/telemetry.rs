@@ -177,7 +177,7 @@ impl Telemetry {
         self.faults.fetch_add(more, Relaxed);
     }
 
-    /// Lines of all `faults.jsonl` written in this run.
+    /// Lines of `faults.jsonl` written in this run.
     pub fn quality_faults(&self) -> u64 {
         self.faults.load(Relaxed)
     }

@@ -77,11 +77,6 @@ impl SectionFiles {
         if version == 0 { self } else { Self { folder: self.folder.join(format!("v{version}")) } }
     }
 
-    /// What is wrong, as soon as it is seen.
-    pub fn faults(&self) -> PathBuf {
-        self.folder.join("faults.jsonl")
-    }
-
     /// Solved transforms as Render TileSpecs.
     pub fn montage(&self) -> PathBuf {
         self.folder.join("montage.json")
