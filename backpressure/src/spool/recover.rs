@@ -95,7 +95,7 @@ pub(super) struct Claim(File);
 impl Drop for Claim {
     fn drop(&mut self) {
         // Closing the file is all that is left to do where this fails.
-        let _ = self.0.unlock();
+        drop(self.0.unlock());
     }
 }
 
