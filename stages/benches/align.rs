@@ -28,7 +28,7 @@ struct Stack {
     rim: usize,
 }
 
-/// What a run left.
+/// What came out.
 struct Run {
     recipes: Vec<Recipe>,
     done: Vec<Alignment>,

@@ -21,7 +21,14 @@ pub(super) struct Search {
     pub(super) least_score: f64,
     /// 0: the search is narrow, and the nearest peak is taken.
     pub(super) least_distinctness: f64,
+    /// Where a narrow search finds little, compared to the others, it is done again, wide, with this reach; 0: not.
+    pub(super) again: usize,
 }
+
+/// Little: less than this part of the median score.
+const LITTLE: f64 = 0.75;
+/// Distinctness that is asked for then.
+const AGAIN_DISTINCTNESS: f64 = 0.15;
 
 /// One patch of the moving plane.
 #[derive(Clone, Copy, Debug)]
@@ -89,7 +96,22 @@ pub(super) fn match_blocks(moving: &Plane, fixed: &Fixed<'_>, search: &Search) -
         let one = |c: i64| match_one(moving, fixed, place(c, r), search, (Xy::new(c, r), &mut space));
         (columns.0..=columns.1).filter_map(one).collect::<Vec<Match>>()
     };
-    (rows.0..=rows.1).into_par_iter().flat_map_iter(row).collect()
+    let mut found: Vec<Match> = (rows.0..=rows.1).into_par_iter().flat_map_iter(row).collect();
+    if search.again > 0 {
+        let mut scores: Vec<f64> = found.iter().map(|m| m.score).collect();
+        scores.sort_by(f64::total_cmp);
+        let little = LITTLE * scores.get(scores.len() / 2).copied().unwrap_or(0.0);
+        let wide = Search { reach: search.again, least_distinctness: AGAIN_DISTINCTNESS, ..*search };
+        found.par_iter_mut().filter(|m| !m.trusted || m.score < little).for_each(|m| {
+            let (at, far) = (place(m.cell.x, m.cell.y), wide.reach);
+            let room = |v: usize, n: usize| v >= far && v + patch + far <= n;
+            if room(at.x, moving.width) && room(at.y, moving.height) {
+                let again = match_one(moving, fixed, at, &wide, (m.cell, &mut Space::default()));
+                *m = again.unwrap_or(Match { trusted: false, ..*m });
+            }
+        });
+    }
+    found
 }
 
 /// What one thread needs for a patch.

@@ -69,6 +69,7 @@ fn confirm(section: &Plane, reference: &Plane, pose: Affine, config: &AlignConfi
         reach: (patch / 4).max(6),
         least_score: config.least_score,
         least_distinctness: config.least_distinctness / 2.0,
+        again: 0,
     };
     let back = pose.inverse().ok_or("the turned thumbnail is flat")?;
     let blocks = match_blocks(&turned, &Fixed::new(&padded(reference, turned.area)), &search);

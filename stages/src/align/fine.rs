@@ -10,7 +10,7 @@ use super::config::AlignConfig;
 use super::drift::{Drift, rounded};
 use super::fit::{self, FOLDS, Pair};
 use super::plane::Plane;
-use super::{Reference, Residual, area_of, warp};
+use super::{Reference, Residual, area_of, cut, warp};
 
 /// Thumbnails have at least this many pixels on the shorter side where the section allows.
 const LEAST_THUMBNAIL: usize = 96;
@@ -22,8 +22,15 @@ const MOST_NODES: f64 = 96.0;
 const CONSISTENT_PX: f64 = 6.0;
 /// Reach of the search, pixels of the scale, after the first pass: what the coarser solve leaves.
 const FINE_REACH: usize = 3;
+/// Reach where the middle pass finds little, pixels of its scale.
+const AGAIN_REACH: usize = 7;
 /// Sections are looked at four times coarser first where their shorter side keeps this many pixels.
 const LEAST_COARSEST: usize = 96;
+/// A section may be in pieces where this share of wide matches is not trusted or further off a smooth map than this.
+const SUSPECT_SHARE: f64 = 0.08;
+const SUSPECT_PX: f64 = 5.0;
+/// Side of the patches by which pieces are told, as a part of [`AlignConfig::patch_px`].
+const PROBE: f64 = 2.0 / 3.0;
 /// Stiffness before the last pass, where held-out matches choose it.
 const FIRST_STIFFNESS: f64 = 1.0;
 /// A reference counts as used where this share of its patches is trusted.
@@ -55,7 +62,7 @@ pub(super) fn place(
     let axes = axes(low, high, config.node_px);
     let mut map = Map::Affine(pose);
     let mut stiffness = f64::INFINITY;
-    let mut tied: Vec<Vec<Tied>> = vec![];
+    let mut tied = vec![];
     let passes = passes(config, image.dim());
     let margin = 8 + (config.patch_px / config.reduction) as i64;
     let area = references.iter().map(|r| area_of(&r.image, r.origin)).reduce(|a, b| a.union(&b));
@@ -63,19 +70,119 @@ pub(super) fn place(
     let own = pyramid(image, origin, aligned(area_of(image, origin), 0), config.reduction);
     let fixed: Vec<Vec<Plane>> =
         references.iter().map(|r| pyramid(&r.image, r.origin, area, config.reduction)).collect();
+    let sources = Sources { own, fixed };
     for (i, (level, search)) in passes.iter().enumerate() {
-        let moved = warp::drawn(&own[*level], &map, fixed[0][*level].area);
-        let of = |planes: &Vec<Plane>| tie(match_blocks(&moved, &Fixed::new(&planes[*level]), search), &map);
-        tied = fixed.iter().map(of).collect();
-        let weighted = tied.iter().zip(0i32..).flat_map(|(t, age)| pairs(t, config.older_weight.powi(age)));
-        let weighted = evened(weighted.collect());
+        tied = sources.matched(*level, search, &map, &sources.own[*level]);
+        if i == 0
+            && tied.iter().any(|t| suspect(t, &axes))
+            && let Some(cut) = in_pieces(&sources, &passes, (&map, &tied), &axes, (low, high), config)?
+        {
+            return judge(cut.map, cut.axes, FIRST_STIFFNESS, &cut.tied, references);
+        }
         let last = i + 1 == passes.len();
-        let found = fit::elastic(&weighted, &axes.0, &axes.1, (!last).then_some(FIRST_STIFFNESS));
-        let solved = found.ok_or_else(|| format!("{} trusted patches do not determine a map", weighted.len()))?;
-        check_shape(&solved.map, &axes)?;
+        let solved = solved(&tied, &axes, config, (!last).then_some(FIRST_STIFFNESS))?;
         (map, stiffness) = (solved.map, solved.stiffness);
     }
     judge(map, axes, stiffness, &tied, references)
+}
+
+/// Pyramids of the section, in its own frame, and of the references.
+struct Sources {
+    own: Vec<Plane>,
+    fixed: Vec<Vec<Plane>>,
+}
+
+impl Sources {
+    /// Matches of `own` under `map` with each reference.
+    fn matched(&self, level: usize, search: &Search, map: &Map, own: &Plane) -> Vec<Vec<Tied>> {
+        let moved = warp::drawn(own, map, self.fixed[0][level].area);
+        let of = |planes: &Vec<Plane>| tie(match_blocks(&moved, &Fixed::new(&planes[level]), search), map);
+        self.fixed.iter().map(of).collect()
+    }
+}
+
+/// The map through the matches with all references.
+fn solved(
+    tied: &[Vec<Tied>],
+    axes: &Axes,
+    config: &AlignConfig,
+    stiffness: Option<f64>,
+) -> Result<fit::Solved, String> {
+    let weighted = tied.iter().zip(0i32..).flat_map(|(t, age)| pairs(t, config.older_weight.powi(age)));
+    let weighted = evened(weighted.collect());
+    let found = fit::elastic(&weighted, &axes.0, &axes.1, stiffness);
+    let solved = found.ok_or_else(|| format!("{} trusted patches do not determine a map", weighted.len()))?;
+    check_shape(&solved.map, axes)?;
+    Ok(solved)
+}
+
+/// Whether the matches of the wide pass leave room for a crack or a fold: a smooth map leaves too many aside.
+fn suspect(first: &[Tied], axes: &Axes) -> bool {
+    let pairs: Vec<Pair> = pairs(first, 1.0).collect();
+    let Some(smooth) = fit::elastic(&pairs, &axes.0, &axes.1, Some(FIRST_STIFFNESS)) else { return true };
+    let off = pairs.iter().filter(|p| (smooth.map.apply(p.from) - p.to).norm() > SUSPECT_PX).count();
+    (off + first.len() - pairs.len()) as f64 > SUSPECT_SHARE * first.len() as f64
+}
+
+/// A section in pieces.
+struct InPieces {
+    map: Map,
+    axes: Axes,
+    tied: Vec<Vec<Tied>>,
+}
+
+/// The passes after the first, piece by piece; `None` where the first pass shows one piece.
+fn in_pieces(
+    sources: &Sources,
+    passes: &[(usize, Search)],
+    (pose, wide): (&Map, &[Vec<Tied>]),
+    axes: &Axes,
+    (low, high): (Xy<f64>, Xy<f64>),
+    config: &AlignConfig,
+) -> Result<Option<InPieces>, String> {
+    let pixel = f64::from(2 * config.reduction);
+    let sized = |px: f64| (px / pixel) as usize;
+    let probe = Search {
+        patch: sized(f64::from(config.patch_px) * PROBE),
+        stride: sized(f64::from(config.stride_px)),
+        reach: sized(f64::from(config.search_px)),
+        ..passes[0].1
+    };
+    // One reference tells the pieces: the nearest that shows the section well.
+    let Some(nearest) = wide.iter().position(|t| trusted(t) as f64 >= 2.0 * USED_SHARE * t.len() as f64) else {
+        return Ok(None);
+    };
+    let moved = warp::drawn(&sources.own[1], pose, sources.fixed[nearest][1].area);
+    let first = tie(match_blocks(&moved, &Fixed::new(&sources.fixed[nearest][1]), &probe), pose);
+    let Some(piece) = cut::pieces(&first) else { return Ok(None) };
+    let n = piece.iter().flatten().max().map_or(0, |m| m + 1);
+    let part = |k: usize| first.iter().zip(&piece).filter(move |(_, p)| **p == Some(k)).map(|(t, _)| *t);
+    let mut tied: Vec<Vec<Vec<Tied>>> = (0..n).map(|k| vec![part(k).collect()]).collect();
+    let mut maps = vec![];
+    for t in &tied {
+        maps.push(solved(t, axes, config, Some(FIRST_STIFFNESS))?.map);
+    }
+    let members = |tied: &[Vec<Vec<Tied>>]| -> Vec<Vec<Xy<f64>>> {
+        tied.iter().map(|t| t.iter().flatten().filter(|t| t.found.trusted).map(|t| t.from).collect()).collect()
+    };
+    let labelled = |maps: &[Map], members: &[Vec<Xy<f64>>]| {
+        cut::Labels::new(&sources.own[1], &sources.fixed[nearest][1], maps, members)
+    };
+    let mut labels = labelled(&maps, &members(&tied));
+    if !labels.parted(&maps) {
+        return Ok(None);
+    }
+    for (level, search) in &passes[1..] {
+        for k in 0..n {
+            tied[k] = sources.matched(*level, search, &maps[k], &labels.only(&sources.own[*level], k));
+            maps[k] = solved(&tied[k], axes, config, Some(FIRST_STIFFNESS))?.map;
+        }
+        labels = labelled(&maps, &members(&tied));
+    }
+    let merged = cut::merged(&maps, &labels, low, high);
+    let (map, axes) = merged.ok_or("the pieces do not make a map")?;
+    let by_reference = (0..sources.fixed.len()).map(|r| tied.iter().flat_map(|t| t[r].iter().copied()).collect());
+    Ok(Some(InPieces { map, axes, tied: by_reference.collect() }))
 }
 
 /// `area` with a margin, its corners at whole pixels of all scales.
@@ -95,9 +202,10 @@ fn pyramid(image: &Array2<u8>, origin: Xy<i64>, area: BoxXy, scale: u32) -> Vec<
 }
 
 /// A match and the section pixel it is about.
-struct Tied {
-    from: Xy<f64>,
-    found: Match,
+#[derive(Clone, Copy)]
+pub(super) struct Tied {
+    pub(super) from: Xy<f64>,
+    pub(super) found: Match,
 }
 
 fn trusted(tied: &[Tied]) -> usize {
@@ -119,7 +227,8 @@ fn passes(config: &AlignConfig, (h, w): (usize, usize)) -> Vec<(usize, Search)> 
         };
         let stride = if level == first { stride * 3 / 2 } else { stride };
         let (patch, stride) = ((patch / pixel).max(8), (stride / pixel).max(1));
-        (level, Search { patch, stride, reach, least_score: config.least_score, least_distinctness: distinct })
+        let again = if level == 1 && level != first { AGAIN_REACH } else { 0 };
+        (level, Search { patch, stride, reach, least_score: config.least_score, least_distinctness: distinct, again })
     };
     (0..=first).rev().map(pass).collect()
 }

@@ -28,6 +28,8 @@ const STIFFER_MAY_COST: f64 = 1.15;
 /// Held-out error that an affine map may have above the best: neighbouring patches see the same neurites move, so that they foretell each
 /// other by a third to a half even where nothing is bent. Where sections are bent by some px, affine maps cost three times the best and more.
 const AFFINE_MAY_COST: f64 = 1.7;
+/// Held-out error up to which that holds, full-resolution pixels: what tissue moves.
+const AFFINE_PX: f64 = 1.25;
 /// Weight of a slope as a part of the stiffness: keeps the rim, where matches lie to one side only, from running away.
 const SLOPE: f64 = 0.03;
 /// Residuals within this many robust deviations count fully.
@@ -165,8 +167,11 @@ fn choose(weighted: &[Pair], xs: &[f64], ys: &[f64]) -> Option<f64> {
         tried.push((k, e));
     }
     let best = tried.iter().map(|t| t.1).fold(f64::MAX, f64::min);
-    let may_cost = |k: f64| if k.is_finite() { STIFFER_MAY_COST } else { AFFINE_MAY_COST };
-    tried.into_iter().rev().find(|t| t.1 <= may_cost(t.0) * best).map(|t| t.0)
+    let enough = |(k, e): &(f64, f64)| {
+        let affine = k.is_infinite() && *e <= AFFINE_PX;
+        *e <= best * if affine { AFFINE_MAY_COST } else { STIFFER_MAY_COST }
+    };
+    tried.into_iter().rev().find(enough).map(|t| t.0)
 }
 
 /// Sets the weights by the residuals under `map`.
