@@ -9,6 +9,7 @@ use super::course::{Sample, distances};
 use super::filter::{Plane, Spare, band_pass, reduced};
 use super::pairs::{Pair, StripRects, overlap_rects};
 use super::peak::{fraction, score_without_stripes};
+use super::rects::{block_rects, grown, middle_of, minus, moved, thirds};
 use super::rows::{self, RowDrift};
 use super::{PairMatches, PointMatch, Verdict};
 
@@ -40,6 +41,8 @@ const FIRST_SMOOTH: f64 = 1.5;
 const BLOCK_OVER_CHANCE: f64 = 6.0;
 /// Most blocks of a pair, as long as none is larger than it is configured: more tell no more of a smooth course.
 const MOST_BLOCKS: usize = 24;
+/// Blocks of wide overlaps are cut to this many times the fewest pixels: more costs time and tells little more.
+const PLENTY: f64 = 2.5;
 /// What a confidence counts less by where it was found at twice the margin.
 const WIDER_DOUBT: f64 = 1.5;
 
@@ -238,7 +241,9 @@ impl Matcher {
                 band_pass(&mut plane, sigma, radius, &mut self.spare);
                 Band { rect, plane }
             });
-            let rects = block_rects(&common, self.block_area(&common, first.score));
+            let mut rects = block_rects(&common, self.block_area(&common, first.score));
+            let plenty = PLENTY * self.wanted_area(first.score);
+            rects.iter_mut().for_each(|r| *r = middle_of(r, plenty));
             let found: Vec<PointMatch> = rects.iter().filter_map(|rect| self.block(&bands, rect, near)).collect();
             bands.into_iter().for_each(|b| self.spare.take(b.plane));
             let samples: Vec<Sample> = found.iter().map(|m| Sample { at: m.p, shift: m.q - m.p }).collect();
@@ -270,11 +275,15 @@ impl Matcher {
         4.0 * std::f64::consts::PI * self.config.smooth_px.max(0.5).powi(2)
     }
 
+    /// Fewest pixels that stand out of chance well enough.
+    fn wanted_area(&self, score: f64) -> f64 {
+        self.independent() * (BLOCK_OVER_CHANCE / score.max(0.01)).powi(2)
+    }
+
     /// Pixels of a block: as few as the expected score allows, because many small blocks show how the shift bends.
     fn block_area(&self, common: &BoxXy, score: f64) -> f64 {
-        let wanted = self.independent() * (BLOCK_OVER_CHANCE / score.max(0.01)).powi(2);
         let size = common.size();
-        wanted
+        self.wanted_area(score)
             .max((size.x * size.y) as f64 / MOST_BLOCKS as f64)
             .min((self.config.block_px * self.config.block_px) as f64)
     }
@@ -338,59 +347,4 @@ fn row_drift<'a>(pair: &Pair, p: &Strip<'a>, q: &Strip<'a>, points: &[PointMatch
     };
     let lines = rows::rows_of(common.min.y, common.size().y, near);
     rows::drift(lines.map(|(y, in_q)| (part(p, common.min.x, y), part(q, common.min.x + near.x, in_q))))
-}
-
-/// Blocks of about `area` pixels that cover `common` without overlap, in rows.
-fn block_rects(common: &BoxXy, area: f64) -> Vec<BoxXy> {
-    let size = common.size();
-    let (along, across) = (size.x.max(size.y), size.x.min(size.y));
-    let all = (along * across) as f64;
-    let beside = ((across as f64 / area.sqrt()).round() as usize).max(1);
-    // A strip in two or three where it can be had: one cannot show a slope.
-    let fewest = match all {
-        _ if along < 3 * across => 1,
-        a if a >= area => 3,
-        a if a >= area / 10.0 => 2,
-        _ => 1,
-    };
-    let behind = ((all / area / beside as f64).round() as usize).max(fewest);
-    let (nx, ny) = if size.x > size.y { (behind, beside) } else { (beside, behind) };
-    let cut = |from: i64, to: i64, n: usize, i: usize| from + ((to - from) * i as i64) / n as i64;
-    let mut rects = Vec::with_capacity(nx * ny);
-    for j in 0..ny {
-        let (y0, y1) = (cut(common.min.y, common.max.y, ny, j), cut(common.min.y, common.max.y, ny, j + 1));
-        for i in 0..nx {
-            let (x0, x1) = (cut(common.min.x, common.max.x, nx, i), cut(common.min.x, common.max.x, nx, i + 1));
-            rects.push(BoxXy { min: Xy::new(x0, y0), max: Xy::new(x1, y1) });
-        }
-    }
-    rects
-}
-
-/// Three parts of a rectangle along its longer side.
-fn thirds(rect: &BoxXy) -> Vec<BoxXy> {
-    let size = rect.size();
-    (0..3)
-        .map(|i| {
-            let (mut min, mut max) = (rect.min, rect.max);
-            if size.x > size.y {
-                (min.x, max.x) = (rect.min.x + size.x as i64 * i / 3, rect.min.x + size.x as i64 * (i + 1) / 3);
-            } else {
-                (min.y, max.y) = (rect.min.y + size.y as i64 * i / 3, rect.min.y + size.y as i64 * (i + 1) / 3);
-            }
-            BoxXy { min, max }
-        })
-        .collect()
-}
-
-fn minus(a: Xy<i64>, b: Xy<i64>) -> Xy<i64> {
-    Xy::new(a.x - b.x, a.y - b.y)
-}
-
-fn moved(rect: &BoxXy, by: Xy<i64>) -> BoxXy {
-    BoxXy { min: Xy::new(rect.min.x + by.x, rect.min.y + by.y), max: Xy::new(rect.max.x + by.x, rect.max.y + by.y) }
-}
-
-fn grown(rect: &BoxXy, by: i64) -> BoxXy {
-    BoxXy { min: Xy::new(rect.min.x - by, rect.min.y - by), max: Xy::new(rect.max.x + by, rect.max.y + by) }
 }

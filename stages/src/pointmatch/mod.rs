@@ -34,6 +34,7 @@ mod filter;
 mod matcher;
 mod pairs;
 mod peak;
+mod rects;
 mod rows;
 
 #[cfg(test)]
