@@ -11,6 +11,7 @@ use kinesin_stream::geometry::Xy;
 use rayon::prelude::*;
 
 use super::plane::{Plane, deviation};
+use crate::wide::{Kernel, wide};
 
 /// Sizes in pixels of the plane, and what is believed.
 #[derive(Clone, Copy, Debug)]
@@ -254,7 +255,22 @@ impl Around<'_> {
 
 /// Whole-number scalar product; at most 256 x 256 values of up to 127, so 32 bits hold it.
 fn dot(a: &[i16], b: &[i16]) -> i32 {
-    a.iter().zip(b).map(|(x, y)| i32::from(*x) * i32::from(*y)).sum()
+    wide(Dot(a, b))
+}
+
+struct Dot<'a>(&'a [i16], &'a [i16]);
+
+impl Kernel for Dot<'_> {
+    type Out = i32;
+
+    #[inline(always)]
+    fn run(self) -> i32 {
+        let mut sum = 0;
+        for (x, y) in self.0.iter().zip(self.1) {
+            sum += i32::from(*x) * i32::from(*y);
+        }
+        sum
+    }
 }
 
 /// Mean place of the pixels of the square that are filled in both; `None` where they are less than a third.

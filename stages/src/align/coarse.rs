@@ -5,7 +5,10 @@
 //! 2. *Votes*: blocks of the thumbnail are matched around that pose, and one affine map must explain the given share of the
 //!    trusted ones, and lie close to the pose. Chance does not reach that share.
 //!
-//! Cost at 128 px thumbnails: 7 transforms of 256 x 256 and 25 blocks, about 15 ms.
+//! The opposite contrast counts as much as the same: the sign of the highest correlation tells which it is. Where all angles have failed, the
+//! section is also tried turned over and at other pixel sizes, only to say so.
+//!
+//! Cost at 128 px thumbnails: 7 transforms of 160 x 160 and 40 blocks, about 6 ms.
 
 use std::sync::Arc;
 
@@ -28,6 +31,9 @@ const LEAST_SWEPT: usize = 56;
 /// Blocks that must agree at least, whatever their share; two fifths of all where that is more.
 const LEAST_VOTES: usize = 8;
 
+/// Pixel sizes that a section is tried at where it fits nowhere, as a part of what it should have.
+const OTHER_SIZES: [f64; 6] = [0.5, 0.67, 0.8, 1.25, 1.5, 2.0];
+
 /// Section pixel to volume pixel, full resolution, by a sweep around 0 and, where `all_angles`, over the circle.
 pub(super) fn find(
     section: &Plane,
@@ -35,6 +41,40 @@ pub(super) fn find(
     config: &AlignConfig,
     all_angles: bool,
 ) -> Result<Affine, String> {
+    match sweep(section, reference, config, all_angles) {
+        Err(reason) if all_angles => Err(match named(section, reference, config) {
+            Some(name) => format!("{reason}; {name}"),
+            None => reason,
+        }),
+        found => found,
+    }
+}
+
+/// What is wrong with a section that fits nowhere, where that can be told.
+fn named(section: &Plane, reference: &Plane, config: &AlignConfig) -> Option<String> {
+    if sweep(&resized(section, -1.0, 1.0), reference, config, true).is_ok() {
+        return Some("turned over it fits: the section is mirrored".to_owned());
+    }
+    let fits = |k: &&f64| sweep(&resized(section, **k, **k), reference, config, false).is_ok();
+    let size = OTHER_SIZES.iter().find(fits)?;
+    Some(format!("drawn {size} times as large it fits: its pixels are {size} times those of the others"))
+}
+
+/// The section stretched about its first pixel, or turned over.
+fn resized(section: &Plane, x: f64, y: f64) -> Plane {
+    let map = Map::Affine(Affine { rows: [[x, 0.0, 0.0], [0.0, y, 0.0]] });
+    let frame = Plane { area: BoxXy { min: Xy::new(0, 0), max: Xy::new(0, 0) }, grey: vec![], ..*section };
+    let place = |u: f64, v: f64| {
+        let corner = Xy::new(u * (section.width as f64 - 1.0), v * (section.height as f64 - 1.0));
+        frame.place_of(map.apply(section.to_full(corner)))
+    };
+    let (a, b) = (place(0.0, 0.0), place(1.0, 1.0));
+    let low = Xy::new(a.x.min(b.x).floor() as i64, a.y.min(b.y).floor() as i64);
+    let high = Xy::new(a.x.max(b.x).ceil() as i64 + 1, a.y.max(b.y).ceil() as i64 + 1);
+    warp::drawn(section, &map, BoxXy { min: low, max: high })
+}
+
+fn sweep(section: &Plane, reference: &Plane, config: &AlignConfig, all_angles: bool) -> Result<Affine, String> {
     // The sweep is done twice coarser where that leaves enough; votes follow at the thumbnail's own scale.
     let enough = section.width.min(section.height).min(reference.width.min(reference.height)) >= 2 * LEAST_SWEPT;
     let halves = enough.then(|| (section.halved(), reference.halved()));
@@ -55,7 +95,12 @@ pub(super) fn find(
             best = beside;
         }
     }
-    confirm(section, reference, transforms.pose(&best), config)
+    let pose = transforms.pose(&best);
+    if best.inverted {
+        confirm(section, &reference.inverted(), pose, config)
+    } else {
+        confirm(section, reference, pose, config)
+    }
 }
 
 /// Votes of blocks around `pose`.
@@ -134,7 +179,10 @@ struct Peak {
     degrees: f64,
     /// Shift of the thumbnail's centre from the reference's, thumbnail pixels.
     shift: Xy<f64>,
+    /// Height of the correlation, whatever its sign.
     score: f32,
+    /// Whether it is negative.
+    inverted: bool,
 }
 
 /// The reference's spectrum and what is needed to turn the section.
@@ -193,13 +241,14 @@ impl<'a> Transforms<'a> {
         let common = (s.width.min(r.width) / 2) as i64;
         let rows = (s.height.min(r.height) / 2) as i64;
         let half = (s.width as i64 / 2, s.height as i64 / 2);
-        let mut best = Peak { degrees, shift: Xy::default(), score: f32::MIN };
+        let mut best = Peak { degrees, shift: Xy::default(), score: f32::MIN, inverted: false };
         for y in (rows - half.1)..=(r.height as i64 + half.1 - rows) {
             for x in (common - half.0)..=(r.width as i64 + half.0 - common) {
                 let (dx, dy) = ((x - cx).rem_euclid(n), (y - cy).rem_euclid(n));
                 let score = part(&data[(dy * n + dx) as usize]);
-                if score > best.score {
-                    best = Peak { degrees, shift: Xy::new(x as f64, y as f64), score };
+                if score.abs() > best.score {
+                    let shift = Xy::new(x as f64, y as f64);
+                    best = Peak { degrees, shift, score: score.abs(), inverted: score < 0.0 };
                 }
             }
         }
@@ -261,4 +310,53 @@ fn smooth_size(n: usize) -> usize {
             v == 1 || v == 5
         })
         .expect("powers of two never end")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Irregular spots of about 3 px of 8 full-resolution pixels, the sample at (`x`, `y`) pixels.
+    fn spots(x: f64, y: f64) -> f64 {
+        let hash = |c: i64, r: i64| {
+            let mut h = (c as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ (r as u64).wrapping_mul(0xC2B2_AE3D_27D4_EB4F);
+            h = (h ^ (h >> 29)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+            ((h >> 40) & 0xFFFF) as f64 / 32768.0 - 1.0
+        };
+        let (x, y) = ((0.8 * x + 0.6 * y) / 2.7, (0.8 * y - 0.6 * x) / 2.7);
+        let (c, r, u, v) = (x.floor() as i64, y.floor() as i64, x.fract(), y.fract());
+        let row = |r: i64| hash(c, r) * (1.0 - u) + hash(c + 1, r) * u;
+        row(r) * (1.0 - v) + row(r + 1) * v
+    }
+
+    /// 128 px squared under a map from pixel to pixel of the spots.
+    fn thumbnail(contrast: f64, map: impl Fn(f64, f64) -> (f64, f64)) -> Plane {
+        let mut out = Plane::empty(BoxXy { min: Xy::new(0, 0), max: Xy::new(128, 128) }, 8);
+        for (i, v) in out.grey.iter_mut().enumerate() {
+            let (x, y) = map((i % 128) as f64 + 200.0, (i / 128) as f64 + 200.0);
+            *v = (128.0 + contrast * 90.0 * spots(x, y)) as u8;
+        }
+        out
+    }
+
+    #[test]
+    fn moved_and_inverted_sections_are_found_and_others_are_named() {
+        let config = AlignConfig::default();
+        let reference = thumbnail(1.0, |x, y| (x, y));
+        for contrast in [1.0, -1.0] {
+            let pose = find(&thumbnail(contrast, |x, y| (x + 6.0, y - 4.0)), &reference, &config, false);
+            // Six and four thumbnail pixels of 8.
+            let at = pose.expect("found").apply(Xy::new(500.0, 500.0));
+            assert!((at - Xy::new(548.0, 468.0)).norm() < 4.0, "{at:?}");
+        }
+        let reason = |map: fn(f64, f64) -> (f64, f64)| {
+            find(&thumbnail(1.0, map), &reference, &config, true).expect_err("fits nowhere")
+        };
+        let turned_over = reason(|x, y| (528.0 - x, y));
+        assert!(turned_over.contains("mirrored"), "{turned_over}");
+        let larger = reason(|x, y| (264.0 + 1.5 * (x - 264.0), 264.0 + 1.5 * (y - 264.0)));
+        assert!(larger.contains("1.5 times"), "{larger}");
+        let other = reason(|x, y| (x + 5000.0, y));
+        assert!(!other.contains("mirrored") && !other.contains("times"), "{other}");
+    }
 }

@@ -70,8 +70,11 @@ pub(super) fn place(
     let own = pyramid(image, origin, aligned(area_of(image, origin), 0), config.reduction);
     let fixed: Vec<Vec<Plane>> =
         references.iter().map(|r| pyramid(&r.image, r.origin, area, config.reduction)).collect();
-    let sources = Sources { own, fixed };
+    let mut sources = Sources { own, fixed };
     for (i, (level, search)) in passes.iter().enumerate() {
+        if i == 0 {
+            sources.same_contrast(*level, search, &map);
+        }
         tied = sources.matched(*level, search, &map, &sources.own[*level]);
         if i == 0
             && tied.iter().any(|t| suspect(t, &axes))
@@ -93,6 +96,21 @@ struct Sources {
 }
 
 impl Sources {
+    /// Inverts the references that match better so: images of one tissue by two detectors.
+    fn same_contrast(&mut self, level: usize, search: &Search, map: &Map) {
+        // A quarter of the patches tells.
+        let few = Search { stride: 2 * search.stride, ..*search };
+        let moved = warp::drawn(&self.own[level], map, self.fixed[0][level].area);
+        let good = |plane: &Plane| match_blocks(&moved, &Fixed::new(plane), &few).iter().filter(|m| m.trusted).count();
+        for planes in &mut self.fixed {
+            let all = match_blocks(&moved, &Fixed::new(&planes[level]), &few);
+            let same = all.iter().filter(|m| m.trusted).count();
+            if 2 * same < all.len() && good(&planes[level].inverted()) > same {
+                planes.iter_mut().for_each(|p| *p = p.inverted());
+            }
+        }
+    }
+
     /// Matches of `own` under `map` with each reference.
     fn matched(&self, level: usize, search: &Search, map: &Map, own: &Plane) -> Vec<Vec<Tied>> {
         let moved = warp::drawn(own, map, self.fixed[0][level].area);

@@ -179,6 +179,12 @@ impl Plane {
         out
     }
 
+    /// The same with the opposite contrast.
+    pub(super) fn inverted(&self) -> Self {
+        let opposite = |v: &u8| if *v == 0 { 0 } else { (256 - u16::from(*v)).min(255) as u8 };
+        Self { grey: self.grey.iter().map(opposite).collect(), ..*self }
+    }
+
     /// Deviations, 0 where empty.
     pub(super) fn values(&self) -> Vec<i16> {
         self.grey.iter().map(|v| deviation(*v)).collect()
