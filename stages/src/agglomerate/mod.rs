@@ -2,7 +2,8 @@
 //!
 //! Rule: two labels are one object where their intersection over union, counted in voxels that both floods labelled, reaches
 //! [`JoinRule::min_iou`] and they share [`JoinRule::min_voxels`]. At 0.5 and above a label has at most one partner per block,
-//! so one flood that leaked does not chain others together. Voxels are written once; merges of labels already written are
+//! so one flood that leaked does not chain others together. A piece that lies wholly in sight of another block is one object with
+//! what that block says it lies on ([`JoinRule::holds`]). Voxels are written once; merges of labels already written are
 //! rows of an append-only table (the supervoxel/agglomeration split of CAVE), resolved with the smallest id as root.
 //!
 //! | file | holds |
@@ -64,6 +65,13 @@ impl JoinRule {
     pub fn joins(&self, o: &Overlap) -> bool {
         let union = o.of_a + o.of_b - o.shared;
         o.shared >= self.min_voxels.max(1) && o.shared as f64 >= self.min_iou * union as f64
+    }
+
+    /// Whether a piece of `voxels`, all in sight of the other block, lies on one object there: the other block labelled half of it
+    /// (`labelled`) and gave four fifths of that to the one (`shared`). For what lies in a halo, where a block sees an object's
+    /// rim only and finds a piece of it: the other block, which saw more, says what it is a piece of.
+    pub fn holds(&self, shared: u64, labelled: u64, voxels: u64) -> bool {
+        2 * labelled >= voxels && self.continues(shared, labelled)
     }
 
     /// Whether an object found anew continues one from before: four fifths of its labelled voxels lie on that one. Stricter
@@ -178,6 +186,13 @@ mod tests {
         let rule = JoinRule { min_iou: 0.5, min_voxels: 2 };
         assert!(rule.joins(&got[0]), "2 of 3");
         assert!(!rule.joins(&got[1]), "1 voxel is below the least number");
+    }
+
+    #[test]
+    fn a_piece_belongs_to_what_the_block_that_sees_all_of_it_says() {
+        let rule = JoinRule { min_iou: 0.5, min_voxels: 100 };
+        assert!(rule.holds(400, 500, 1000), "half of it labelled, four fifths of that as one");
+        assert!(!rule.holds(399, 500, 1000) && !rule.holds(490, 499, 1000) && !rule.holds(99, 99, 99));
     }
 
     #[test]

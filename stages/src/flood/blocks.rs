@@ -16,7 +16,7 @@ use super::policies::{SeedPolicy, SeedView};
 use super::sections::{FloodSection, Section, SectionRules};
 use super::store::{BlockKey, BlockStore};
 use super::window::{FloodError, ObjectOrigin};
-use crate::agglomerate::{overlaps, split_pieces};
+use crate::agglomerate::{Overlap, overlaps, split_pieces};
 use crate::model::GreyTable;
 use crate::runtime::Network;
 
@@ -227,13 +227,13 @@ impl HeldSections {
         Some(bits)
     }
 
-    /// Joins of new objects with those of earlier sections on which they lie.
+    /// Joins of objects with those of earlier sections on which they lie.
     pub(super) fn joins_with_known(&self, flooded: &[Flooded]) -> Vec<(u64, u64)> {
         let mut joins = Vec::new();
         for block in flooded {
             for o in &block.result.overlaps {
                 let (new, known) = (block.ids[o.label as usize], block.ids[o.known as usize]);
-                if is_base(known) && self.plan.join.continues(o.shared, o.labelled) {
+                if is_base(known) && is_base(new) && self.plan.join.continues(o.shared, o.labelled) {
                     joins.push((new, known));
                 }
             }
@@ -244,6 +244,7 @@ impl HeldSections {
     /// Pairs of labels of different blocks that are one object in the new sections both have seen.
     pub(super) fn joins_of_halos(&self, span: Span, flooded: &[Flooded]) -> Vec<(u64, u64)> {
         let mut joins = Vec::new();
+        let extents: Vec<_> = self.blocks.iter().zip(flooded).map(|(block, f)| block.extents(span, f)).collect();
         for (i, a) in self.blocks.iter().enumerate() {
             for (j, b) in self.blocks.iter().enumerate().skip(i + 1) {
                 let range = |axis: usize| (a.seen[axis].0.max(b.seen[axis].0), a.seen[axis].1.min(b.seen[axis].1));
@@ -257,7 +258,15 @@ impl HeldSections {
                 let zs = span.open - span.first..span.commit - span.first;
                 let pairs = zs.flat_map(|z| (y0..y1).flat_map(move |y| (x0..x1).map(move |x| (z, y, x))));
                 let pairs = pairs.map(|(z, y, x)| (at(&flooded[i], a, z, y, x), at(&flooded[j], b, z, y, x)));
-                let found = overlaps(pairs).into_iter().filter(|o| o.a != o.b && self.plan.join.joins(o));
+                let piece = |of: usize, id: u64, shared: u64, seen: u64| {
+                    let extent = extents[of].get(&id);
+                    extent
+                        .is_some_and(|e| e.lies_in((y0, y1), (x0, x1)) && self.plan.join.holds(shared, seen, e.voxels))
+                };
+                let one = |o: &Overlap| {
+                    self.plan.join.joins(o) || piece(i, o.a, o.shared, o.of_a) || piece(j, o.b, o.shared, o.of_b)
+                };
+                let found = overlaps(pairs).into_iter().filter(|o| o.a != o.b && one(o));
                 joins.extend(found.map(|o| (o.a, o.b)));
             }
         }
@@ -306,7 +315,34 @@ impl HeldSections {
     }
 }
 
+/// Where the new voxels of an object of a block lie.
+struct Extent {
+    y: (usize, usize),
+    x: (usize, usize),
+    voxels: u64,
+}
+
+impl Extent {
+    fn lies_in(&self, y: (usize, usize), x: (usize, usize)) -> bool {
+        y.0 <= self.y.0 && self.y.1 <= y.1 && x.0 <= self.x.0 && self.x.1 <= x.1
+    }
+}
+
 impl Block {
+    /// Of each object that began in this block and window: its extent in the volume.
+    fn extents(&self, span: Span, f: &Flooded) -> BTreeMap<u64, Extent> {
+        let mut found: Vec<Option<Extent>> = f.ids.iter().map(|_| None).collect();
+        let new = s![span.open - span.first..span.commit - span.first, .., ..];
+        for ((_, y, x), &label) in f.result.labels.slice(new).indexed_iter().filter(|(_, l)| **l > f.result.known) {
+            let (y, x) = (y + self.seen[0].0, x + self.seen[1].0);
+            let e = found[label as usize].get_or_insert(Extent { y: (y, y), x: (x, x), voxels: 0 });
+            e.y = (e.y.0.min(y), e.y.1.max(y + 1));
+            e.x = (e.x.0.min(x), e.x.1.max(x + 1));
+            e.voxels += 1;
+        }
+        f.ids.iter().zip(found).filter_map(|(id, e)| Some((*id, e?))).collect()
+    }
+
     /// The part of an array of `open..commit` that this block owns.
     fn owned<'a, T>(&self, span: Span, all: &'a mut Array3<T>) -> ArrayViewMut3<'a, T> {
         let [(y0, y1), (x0, x1)] = self.own;

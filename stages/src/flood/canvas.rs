@@ -53,10 +53,11 @@ pub(super) struct Continuation {
     pub(super) entries: Vec<[usize; 3]>,
 }
 
-/// A new object that lies, in sections labelled before, on an object from before.
+/// A new object that lies, in sections labelled before, on an object from before; or one from before that lies, in the first new
+/// section, on the last profile of another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KnownOverlap {
-    /// The new object.
+    /// The new object, or the one that goes on.
     pub label: i32,
     /// The object from before.
     pub known: i32,
@@ -261,13 +262,15 @@ impl Canvas {
         let broken = self.broken();
         let labels = self.labels.iter().map(|&l| l.max(0)).collect();
         let labels = Array3::from_shape_vec(self.shape, labels).expect("one label per voxel");
+        let mut overlaps = self.overlaps;
+        overlaps.extend(super::entries::taken_over(&labels, self.open, self.highest_known));
         let asked = !self.probability.is_empty();
         let probability =
             asked.then(|| Array3::from_shape_vec(self.shape, self.probability).expect("one value per voxel"));
         CanvasResult {
             labels,
             known: self.highest_known,
-            overlaps: self.overlaps,
+            overlaps,
             counters: self.counters,
             origins: self.origins,
             probability,

@@ -4,12 +4,15 @@
 //! of a field of view: the voxel farthest inside the object there. Cells where the object is thin compared with its thickest
 //! place are left out: they are its rim or a leak, and a true branch is found again by a start point of its own. Larger
 //! objects first, as they decide the most voxels.
+//!
+//! Two objects of the labelled sections may turn out to be one beyond them: arms of a U. The first to be continued then comes
+//! down on the other and takes the place where that would go on; [`taken_over`] finds these.
 
 use std::collections::BTreeMap;
 
 use ndarray::{Array3, ArrayView2, Axis};
 
-use super::canvas::Continuation;
+use super::canvas::{Continuation, KnownOverlap};
 use super::distance::distance;
 use super::rules::FloodRules;
 
@@ -64,6 +67,27 @@ pub(super) fn entries(rules: &FloodRules, known: &Array3<i32>, open: usize) -> V
     list
 }
 
+/// Objects up to `known` that end at section `open` because another one of them lies on their last profile instead: they keep
+/// less than a fifth of it. `shared` is in voxels of the profile, `labelled` all of it.
+pub(super) fn taken_over(labels: &Array3<i32>, open: usize, known: i32) -> Vec<KnownOverlap> {
+    if open == 0 || open >= labels.dim().0 {
+        return Vec::new();
+    }
+    let (mut profile, mut goes_on) = (BTreeMap::<i32, u64>::new(), BTreeMap::<i32, u64>::new());
+    let mut shared = BTreeMap::<(i32, i32), u64>::new();
+    let (last, first) = (labels.index_axis(Axis(0), open - 1), labels.index_axis(Axis(0), open));
+    for (&before, &after) in last.iter().zip(first) {
+        *profile.entry(before).or_default() += 1;
+        *goes_on.entry(after).or_default() += 1;
+        if before > 0 && after > 0 && after != before && after <= known {
+            *shared.entry((after, before)).or_default() += 1;
+        }
+    }
+    let ends = |label: &i32| 5 * goes_on.get(label).copied().unwrap_or(0) < profile[label];
+    let found = shared.into_iter().filter(|((_, ended), _)| ends(ended));
+    found.map(|((label, known), shared)| KnownOverlap { label, known, shared, labelled: profile[&known] }).collect()
+}
+
 /// Distance to the nearest voxel of the section that touches another label; shape `[1, y, x]`.
 fn inside(section: ArrayView2<'_, i32>) -> Array3<f32> {
     let (ny, nx) = section.dim();
@@ -75,4 +99,22 @@ fn inside(section: ArrayView2<'_, i32>) -> Array3<f32> {
             || (x + 1 < nx && section[[y, x + 1]] != label)
     });
     distance(&rim, [1.0; 3])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_object_whose_place_another_took_is_found_and_one_that_goes_on_is_not() {
+        // profiles of 10 voxels each in the last labelled section; 1, 2 and 3 are from before, 4 is new
+        let row = |of: [(i32, usize); 4]| of.into_iter().flat_map(|(label, n)| std::iter::repeat_n(label, n));
+        let last = row([(1, 10), (2, 10), (3, 10), (0, 0)]);
+        let first = row([(1, 19), (2, 1), (1, 2), (3, 8)]);
+        let labels = Array3::from_shape_vec((2, 1, 30), last.chain(first).collect()).unwrap();
+        assert_eq!(taken_over(&labels, 1, 3), [KnownOverlap { label: 1, known: 2, shared: 9, labelled: 10 }]);
+        let new = labels.mapv(|l| if l == 1 { 4 } else { l });
+        assert!(taken_over(&new, 1, 3).is_empty(), "a new object is judged by its voxels in the sections before");
+        assert!(taken_over(&labels, 0, 3).is_empty() && taken_over(&labels, 2, 3).is_empty());
+    }
 }

@@ -8,6 +8,9 @@ use crate::flood::Schedule;
 use crate::model::FfnRules;
 use crate::runtime::RuleNetwork;
 
+mod arms;
+mod one_owner;
+
 const SHAPE: Zyx<usize> = Zyx::new(40, 70, 90);
 const CUBE: VoxelSize = VoxelSize(Zyx::new(1.0, 1.0, 1.0));
 
