@@ -28,8 +28,8 @@ pub struct FloodConfig {
     pub halo: Option<usize>,
     /// Blocks per network call of one worker. Default 1: batches gain nothing on a CPU; 16 serves a GPU. Never changes results.
     pub batch: Option<usize>,
-    /// Which positions of the field of view are run: `reference`, all as in the published runs, or `thrifty`, about half for
-    /// labels nearly as good. Default `reference`.
+    /// Which positions of the field of view are run: `reference`, all as in the published runs, or `thrifty`, some six
+    /// tenths for labels nearly as good. Default `reference`.
     pub schedule: Schedule,
     /// How thrifty; only with that schedule.
     pub thrifty: Option<ThriftyRule>,

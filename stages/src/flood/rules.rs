@@ -170,16 +170,36 @@ impl FloodRules {
     /// Where to go next, best first: on each face of the cuboid of deltas the voxel with the highest activation, if high enough.
     pub(super) fn moves(&self, logits: &[f32]) -> impl Iterator<Item = [i64; 3]> + use<> {
         let mut found: Vec<(f32, [i64; 3])> = Vec::with_capacity(6);
-        for axis in (0..3).filter(|&a| self.deltas[a] > 0) {
-            for side in [-1, 1] {
-                let best = self.face_maximum(logits, axis, side * self.deltas[axis] as i64);
-                if best.0 >= self.move_at && !found.contains(&best) {
-                    found.push(best);
-                }
+        for best in self.face_maxima(logits).filter(|best| best.0 >= self.move_at) {
+            if !found.contains(&best) {
+                found.push(best);
             }
         }
         found.sort_by(|a, b| b.0.total_cmp(&a.0).then(b.1.cmp(&a.1)));
         found.into_iter().map(|(_, offset)| offset)
+    }
+
+    /// Face maxima that are likely of the object and yet too low to go there.
+    pub(super) fn hesitations(&self, logits: &[f32]) -> impl Iterator<Item = [i64; 3]> {
+        self.face_maxima(logits).filter(|best| (0.0..self.move_at).contains(&best.0)).map(|(_, offset)| offset)
+    }
+
+    /// Share of the cuboid of deltas that is likely of the object and yet too low to go there.
+    pub(super) fn unsettled(&self, logits: &[f32]) -> f64 {
+        let d = self.deltas;
+        let corner: [usize; 3] = std::array::from_fn(|a| self.fov[a] / 2 - d[a]);
+        let side = d.map(|d| 2 * d + 1);
+        let rows = (0..side[0]).flat_map(|z| (0..side[1]).map(move |y| (corner[0] + z, corner[1] + y)));
+        let rows = rows.map(|(z, y)| (z * self.fov[1] + y) * self.fov[2] + corner[2]);
+        let likely =
+            |row: usize| logits[row..row + side[2]].iter().filter(|l| (0.0..self.move_at).contains(*l)).count();
+        rows.map(likely).sum::<usize>() as f64 / side.iter().product::<usize>() as f64
+    }
+
+    /// The voxel with the highest value on each face of the cuboid of deltas.
+    fn face_maxima(&self, logits: &[f32]) -> impl Iterator<Item = (f32, [i64; 3])> {
+        let faces = (0..3).filter(|&a| self.deltas[a] > 0).flat_map(|a| [(a, -1), (a, 1)]);
+        faces.map(|(axis, side)| self.face_maximum(logits, axis, side * self.deltas[axis] as i64))
     }
 
     /// First of the highest voxels of one face in the order of z, y, x.

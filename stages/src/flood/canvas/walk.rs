@@ -46,18 +46,37 @@ impl Canvas {
         self.next_cut(present)
     }
 
-    /// Where nearly all is seen already: goes on from what is known there and puts the position aside.
+    /// Where nearly all is seen and settled already: goes on from what is known there and puts the position aside.
     fn walks_through(&self, present: &mut Present, at: [usize; 3]) -> bool {
         if self.rules.thrifty.as_ref().is_none_or(|rule| self.unseen_inside(at, rule) > rule.fresh) {
             return false;
         }
+        let known = self.known(at);
+        if self.undecided(present, at, &known) {
+            return false;
+        }
         present.visited.insert(self.rules.cell(at, present.start));
         present.aside.push_back(at);
+        present.push_moves(&self.rules, at, &known);
+        true
+    }
+
+    /// Whether another run may decide something: a way on that the network holds for likely, but not for enough to go there, or
+    /// many voxels of that kind near the centre.
+    fn undecided(&self, present: &Present, at: [usize; 3], known: &[f32]) -> bool {
+        let most = self.rules.thrifty.as_ref().map_or(1.0, |rule| rule.unsettled);
+        self.rules.hesitations(known).any(|m| {
+            let to = std::array::from_fn(|a| (at[a] as i64 + m[a]) as usize);
+            !present.visited.contains(&self.rules.cell(to, present.start))
+        }) || self.rules.unsettled(known) > most
+    }
+
+    /// Activations of the field of view at `at`.
+    fn known(&self, at: [usize; 3]) -> Vec<f32> {
         let nx = self.rules.fov[2];
         let mut known = Vec::with_capacity(self.rules.fov.iter().product());
         self.rows(at).for_each(|(_, row)| known.extend_from_slice(&self.activation[row..row + nx]));
-        present.push_moves(&self.rules, at, &known);
-        true
+        known
     }
 
     /// Unseen share of the inner field of view.
@@ -77,7 +96,8 @@ impl Canvas {
         }
         let cut = self.rules.thrifty.as_ref().map_or(usize::MAX, |rule| rule.cut);
         while let Some(at) = present.aside.pop_front() {
-            if self.activation[self.index(at)] >= self.rules.move_at && self.cuts(at) >= cut {
+            let live = self.activation[self.index(at)] >= self.rules.move_at;
+            if live && (self.cuts(at) >= cut || self.undecided(present, at, &self.known(at))) {
                 return Some(at);
             }
             self.counters.skipped_explored += 1;
