@@ -4,6 +4,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use kinesin_stream::volume;
+use ndarray::Array3;
 use serde_json::Value;
 
 use crate::harness::{Ended, Place, SITE, assert_same, json, kinesin, start, text};
@@ -138,12 +140,128 @@ fn a_consensus_splits_wherever_either_run_does_and_agglomeration_is_an_append_on
 }
 
 /// A grey TIFF of pages of one value.
-fn grey(path: &Path, pages: usize, (rows, columns): (u32, u32)) {
+fn grey(path: &Path, pages: usize, (rows, columns): (usize, usize)) {
+    write(path, &Array3::from_elem((pages, rows, columns), 90));
+}
+
+/// A grey TIFF of these pages.
+fn write(path: &Path, pages: &Array3<u8>) {
     let mut encoder = tiff::encoder::TiffEncoder::new(fs::File::create(path).expect("writable")).expect("writable");
-    for _ in 0..pages {
-        let page = vec![90; (rows * columns) as usize];
-        encoder.write_image::<tiff::encoder::colortype::Gray8>(columns, rows, &page).expect("writable");
+    let (_, rows, columns) = pages.dim();
+    for page in pages.outer_iter() {
+        let page: Vec<u8> = page.iter().copied().collect();
+        let size = (columns as u32, rows as u32);
+        encoder.write_image::<tiff::encoder::colortype::Gray8>(size.0, size.1, &page).expect("writable");
     }
+}
+
+/// Grey values at `path`.
+fn greys(path: &Path) -> Array3<u8> {
+    let volume = volume::open(path).expect("a volume");
+    volume.read_u8(volume.info().bounds()).expect("readable")
+}
+
+/// Labels that a run left.
+fn labels(out: &Path) -> Array3<u64> {
+    let volume = volume::open(&out.join("volume/labels")).expect("labels");
+    volume.read_labels(volume.info().bounds()).expect("readable")
+}
+
+/// Sizes of the pieces, voxels that hang together by faces, of each object.
+fn pieces(labels: &Array3<u64>) -> Vec<(u64, usize)> {
+    let (mut left, mut pieces) = (labels.clone(), Vec::new());
+    for (first, &id) in labels.indexed_iter() {
+        if left[first] == 0 {
+            continue;
+        }
+        let (mut stack, mut size) = (vec![first], 0);
+        left[first] = 0;
+        while let Some((z, y, x)) = stack.pop() {
+            size += 1;
+            let near = [(z, y, x + 1), (z, y + 1, x), (z + 1, y, x)].into_iter();
+            let before = [x.checked_sub(1).map(|x| (z, y, x)), y.checked_sub(1).map(|y| (z, y, x))];
+            let near = near.chain(before.into_iter().flatten()).chain(z.checked_sub(1).map(|z| (z, y, x)));
+            for at in near {
+                if left.get(at) == Some(&id) {
+                    left[at] = 0;
+                    stack.push(at);
+                }
+            }
+        }
+        pieces.push((id, size));
+    }
+    pieces
+}
+
+#[test]
+fn a_mask_of_another_volume_keeps_its_voxels_out_and_what_it_cuts_becomes_one_object_each() {
+    let place = Place::new();
+    let image = image(&place);
+    // classes at half the resolution: a wall, and a part that holds no start
+    let (sections, rows, columns) = greys(&image).dim();
+    let (half, wall) = ((rows / 2, columns / 2), columns / 4);
+    let classes = Array3::from_shape_fn((sections, half.0, half.1), |(_, y, x)| match x {
+        x if x == wall => 7,
+        _ if y < half.0 / 3 => 2,
+        _ => 0,
+    });
+    let volume = place.path("classes.tif");
+    write(&volume, &classes);
+    let masks = |first: &str| {
+        format!(
+            "{first}\ncore = 1000\n[[masks]]\nvolume = {0:?}\nvalues = [7]\n[[masks]]\nvolume = {0:?}\nvalues = [2]\nfrom = \"starts\"",
+            text(&volume)
+        )
+    };
+    let (cut, split) = (place.path("cut"), place.path("split"));
+    let file = settings(&place, "cut.toml", &masks(""));
+    segment(&image, &cut, &["--settings", text(&file)]).expect(0);
+    let file = settings(&place, "split.toml", &masks("split_pieces = 40"));
+    segment(&image, &split, &["--settings", text(&file)]).expect(0);
+
+    let (cut_labels, split_labels) = (labels(&cut), labels(&split));
+    let walled = |x: usize| x * half.1 / columns == wall;
+    assert!(cut_labels.indexed_iter().all(|((_, _, x), id)| *id == 0 || !walled(x)), "no label on the wall");
+    let began = json(&cut.join("volume/origins/00000.json"));
+    let began = began.as_array().expect("a list");
+    let barred = |y: usize| y * half.0 / rows < half.0 / 3;
+    assert!(began.iter().all(|o| !barred(o["start"][1].as_u64().expect("a row") as usize)), "{began:?}");
+    let reached = cut_labels.indexed_iter().any(|((_, y, _), id)| *id != 0 && barred(y));
+    assert!(!began.is_empty() && reached, "what may not start there may still grow there");
+
+    // the pieces of one run are the objects of the other
+    let found = pieces(&cut_labels);
+    let mut wanted: Vec<usize> = found.iter().map(|(_, size)| *size).filter(|size| *size >= 40).collect();
+    let of_split = pieces(&split_labels);
+    let mut got: Vec<usize> = of_split.iter().map(|(_, size)| *size).collect();
+    wanted.sort_unstable();
+    got.sort_unstable();
+    assert_eq!(got, wanted);
+    let ids = |pieces: &[(u64, usize)]| pieces.iter().map(|(id, _)| *id).collect::<std::collections::BTreeSet<_>>();
+    assert_eq!(ids(&of_split).len(), of_split.len(), "one piece each");
+    assert!(ids(&found).len() < found.len(), "the wall cut something");
+}
+
+#[test]
+fn sections_matched_to_a_reference_are_labelled_alike_whatever_was_done_to_their_contrast() {
+    let place = Place::new();
+    let image = image(&place);
+    // two renderings of the same grey values in the same order, which no mean and standard deviation make equal
+    let dark = greys(&image).mapv(|v| if v == 0 { 0 } else { v / 2 + 1 });
+    let bent = dark.mapv(|v| v + v.saturating_sub(64));
+    let reference = settings(&place, "h.toml", &format!("[histogram]\nreference = {:?}", text(&image)));
+    let mut runs = Vec::new();
+    for (name, pages) in [("dark", &dark), ("bent", &bent)] {
+        let volume = place.path(&format!("{name}.tif"));
+        write(&volume, pages);
+        let (plain, matched) = (place.path(&format!("{name}_plain")), place.path(&format!("{name}_matched")));
+        segment(&volume, &plain, &[]).expect(0);
+        segment(&volume, &matched, &["--settings", text(&reference)]).expect(0);
+        runs.push((labels(&plain), labels(&matched)));
+    }
+    assert!(runs[0].1.iter().any(|id| *id != 0));
+    assert!(runs[0].1 == runs[1].1, "matched to one reference they are the same to the network");
+    assert!(runs[0].0 != runs[1].0, "as they are they are not");
 }
 
 #[test]
@@ -158,6 +276,12 @@ fn what_cannot_be_segmented_is_told_before_anything_is_made() {
     };
     refused(&["--mask", text(&small)], &["mask", "20 x 64 x 32", "20 x 64 x 64"]);
     refused(&["--initial", text(&small)], &["flood.initial", "20 x 64 x 32"]);
+    let toml = format!("[[masks]]\nvolume = {:?}\nvalues = [1]\n[histogram]\nreference = \"nowhere\"", text(&small));
+    let file = settings(&place, "small.toml", &toml);
+    refused(
+        &["--settings", text(&file)],
+        &["flood.masks.0.volume", "20 x 64 x 32", "20 x 64 x 64", "flood.histogram.reference"],
+    );
     refused(&["--box", "0,0,0,16,64,64"], &["16 x 64 x 64", "17 x 33 x 33"]);
     refused(&["--model", "mask-sim-32nm"], &["kind \"ffn\""]);
     refused(&["--provider", "cpu", "--precision", "bf16"], &["--precision f32"]);
