@@ -26,6 +26,7 @@
 pub mod check;
 pub mod cli;
 pub mod console;
+mod doubts;
 pub mod events;
 mod exchange;
 pub mod faults;

@@ -13,14 +13,14 @@ use kinesin_stages::pipeline::{
     Factories, FloodMeter, Line, LineConfig, MfovDone, Moment, Nominal, Source, StageName, StagesConfig, StoreError,
     Telemetry, TileStore,
 };
-use kinesin_stream::geometry::{BoxXy, BoxZyx, Xy, Zyx};
+use kinesin_stream::geometry::{BoxXy, Xy};
 use kinesin_stream::ids::{BeamId, MfovId, RegionId, SectionId, SerialIndex, TileKey};
 use kinesin_stream::pixels::Pixels;
 use kinesin_stream::plan::{MfovPlan, PlannedTile, RunPlan, SectionPlan};
 use kinesin_stream::runner::{RunToken, Runner};
 use kinesin_stream::stage::StopError;
 use kinesin_stream::tile::Reason;
-use kinesin_stream::volume::{self, VolumeSource};
+use kinesin_stream::volume::{self, SectionImage};
 use serde_json::json;
 
 use crate::cli::{OfflineArgs, RunArgs};
@@ -28,7 +28,7 @@ use crate::instrument::Opened;
 use crate::outcome::{Failure, Outcome};
 use crate::progress::Progress;
 use crate::site::SiteFile;
-use crate::{exchange, prepare, report, segment};
+use crate::{doubts, exchange, prepare, report, segment};
 
 /// `kinesin sim`.
 pub fn sim(args: &RunArgs, as_json: bool) -> Result<Outcome, Failure> {
@@ -71,7 +71,7 @@ pub fn stitch(args: &OfflineArgs, as_json: bool) -> Result<Outcome, Failure> {
 
 /// `kinesin align`.
 pub fn align(args: &OfflineArgs, as_json: bool) -> Result<Outcome, Failure> {
-    let images = args.input.is_dir() && image_names(&args.input).is_some_and(|n| !n.is_empty());
+    let images = args.input.is_dir() && volume::section_images(&args.input).is_ok_and(|files| !files.is_empty());
     let recorded = if images { Input::images(args)? } else { Input::dataset(args)? };
     line(args, recorded, Nominal::default(), "align", as_json)
 }
@@ -150,29 +150,16 @@ impl TileStore for Files {
     }
 }
 
-/// One image a section.
-struct Images(Box<dyn VolumeSource>);
+/// One image a section, each of its own size.
+struct Images(Vec<SectionImage>);
 
 impl TileStore for Images {
     fn read(&self, key: TileKey) -> Result<Pixels, StoreError> {
-        let shape = self.0.info().shape;
-        let z = i64::from(key.mfov.section.0);
-        let bounds = BoxZyx { min: Zyx::new(z, 0, 0), max: Zyx::new(z + 1, shape.y as i64, shape.x as i64) };
-        let image = self.0.read_u8(bounds)?;
-        Ok(Pixels::new(shape.x, shape.y, image.into_raw_vec_and_offset().0))
+        let file = self.0.get(key.mfov.section.0 as usize).ok_or_else(|| format!("{key} has no file"))?;
+        let image = file.read()?;
+        let (h, w) = image.dim();
+        Ok(Pixels::new(w, h, image.into_raw_vec_and_offset().0))
     }
-}
-
-/// File names of the images of a folder, in order; `None` where it cannot be listed.
-fn image_names(folder: &Path) -> Option<Vec<String>> {
-    let entries = std::fs::read_dir(folder).ok()?.flatten();
-    let image = |name: &String| {
-        let lower = name.to_lowercase();
-        [".png", ".tif", ".tiff", ".jpg", ".jpeg"].iter().any(|e| lower.ends_with(e))
-    };
-    let mut names: Vec<String> = entries.filter_map(|e| e.file_name().into_string().ok()).filter(image).collect();
-    names.sort();
-    Some(names)
 }
 
 impl Input {
@@ -205,44 +192,47 @@ impl Input {
         })
     }
 
+    /// A folder of images, one a section. One that cannot be read is a section that is lost; one of another size is taken as it is.
     fn images(args: &OfflineArgs) -> Result<Self, Failure> {
-        let names = image_names(&args.input).unwrap_or_default();
-        let source = volume::open(&args.input).map_err(Failure::input)?;
-        let shape = source.info().shape;
-        let size = Xy::new(shape.x as u32, shape.y as u32);
-        let nm = source.info().voxel_size.map(|v| v.0);
-        let section = |z: usize| {
-            let section = SectionId(z as u32);
+        let files = volume::section_images(&args.input).map_err(Failure::input)?;
+        let sizes: Vec<Xy<usize>> = files.iter().filter_map(|f| f.size.as_ref().ok().copied()).collect();
+        let Some(largest) = sizes.into_iter().reduce(|a, b| Xy::new(a.x.max(b.x), a.y.max(b.y))) else {
+            let why = files.iter().find_map(|f| f.size.as_ref().err().map(ToString::to_string)).unwrap_or_default();
+            return Err(Failure::Input(format!("{}: no image can be read: {why}", args.input.display())));
+        };
+        let px = |size: Xy<usize>| Xy::new(size.x as u32, size.y as u32);
+        let (mut sections, mut lost) = (Vec::new(), BTreeMap::new());
+        for (z, file) in (0u32..).zip(&files) {
+            let section = SectionId(z);
             let id = MfovId::new(section, RegionId(0), 0);
             let key = TileKey { mfov: id, beam: BeamId(0) };
-            let name = names.get(z).cloned().unwrap_or_else(|| format!("{z:05}"));
+            let name = file.path.file_name().map_or_else(|| format!("{z:05}"), |n| n.to_string_lossy().into_owned());
+            let size = px(*file.size.as_ref().unwrap_or(&largest));
+            if let Err(error) = &file.size {
+                lost.insert(key, Reason::Unreadable(error.to_string()));
+            }
             let tile = PlannedTile { key, name: name.clone(), nominal: Xy::default(), size };
-            Arc::new(SectionPlan {
-                section,
-                serial: SerialIndex(z as u32),
-                name,
-                version: 0,
-                mfovs: vec![MfovPlan { id, revision: 0, tiles: vec![tile] }],
-            })
-        };
+            let mfovs = vec![MfovPlan { id, revision: 0, tiles: vec![tile] }];
+            let serial = SerialIndex(z);
+            sections.push(Arc::new(SectionPlan { section, serial, name, version: 0, mfovs }));
+        }
         let plan = RunPlan {
             name: args.input.display().to_string(),
             beams: 1,
-            tile_px: size,
-            pixel_size_nm: args.pixel_nm.or(nm.map(|v| v.x)).unwrap_or(Assumed::default().pixel_size_nm),
-            thickness_nm: nm.map_or(Assumed::default().thickness_nm, |v| v.z),
-            sections: shape.z as u32,
+            tile_px: px(largest),
+            pixel_size_nm: args.pixel_nm.unwrap_or(Assumed::default().pixel_size_nm),
+            thickness_nm: Assumed::default().thickness_nm,
+            sections: sections.len() as u32,
             mfovs_per_section: 1,
-            extent: BoxXy { min: Xy::new(0, 0), max: Xy::new(shape.x as i64, shape.y as i64) },
+            extent: BoxXy { min: Xy::new(0, 0), max: Xy::new(largest.x as i64, largest.y as i64) },
             peak_tiles_per_second: 0.0,
         };
-        let sections = (0..shape.z).map(section).collect();
         Ok(Self {
             plan,
             sections,
-            lost: BTreeMap::new(),
+            lost,
             paths: BTreeMap::new(),
-            store: Arc::new(Images(source)),
+            store: Arc::new(Images(files)),
             kept: Bytes(0),
             zero_is_empty: true,
         })
@@ -304,11 +294,13 @@ fn line(args: &OfflineArgs, input: Input, nominal: Nominal, command: &str, as_js
     drop(progress);
     ended.map_err(Failure::fault)?;
     let losses = losses(&out, &telemetry)?;
+    let told = if nominal.align { Vec::new() } else { doubts::of(&out, plan.sections)? };
     let result = json!({
         "command": command,
         "seconds": telemetry.elapsed().as_secs_f64(),
         "tiles_lost": losses,
         "quality_faults": telemetry.quality_faults(),
+        "sections": told,
         "stages": telemetry.rows(),
         "memory": report::memory(&budget),
     });
@@ -317,9 +309,11 @@ fn line(args: &OfflineArgs, input: Input, nominal: Nominal, command: &str, as_js
         println!("{result}");
     } else {
         println!("{} sections, {losses} tiles lost, results in {}", telemetry.reached(Moment::Image), out.display());
+        told.iter().for_each(|section| println!("  {section}"));
         println!("look at it: kinesin view {}", out.display());
     }
-    Ok(if losses == 0 { Outcome::Complete } else { Outcome::WithLosses })
+    let bad = told.iter().any(doubts::Doubt::is_bad);
+    Ok(if losses == 0 && !bad { Outcome::Complete } else { Outcome::WithLosses })
 }
 
 /// Tiles that the sections' own files call lost.

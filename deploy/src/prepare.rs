@@ -131,7 +131,7 @@ pub fn apart(input: &Path, out: &Path) -> Result<(), Failure> {
 
 /// Files and folders that a run makes in its folder: what `--overwrite` removes, and nothing else.
 /// What tells whose results they are goes last, so that a removal cut short never leaves results of another run.
-const MADE: [&str; 14] = [
+const MADE: [&str; 15] = [
     "spool",
     "volume",
     "checkpoints",
@@ -140,6 +140,7 @@ const MADE: [&str; 14] = [
     "archive",
     "truth",
     "alignment.json",
+    "aligning.json",
     "commits.jsonl",
     EventLog::FILE,
     EventLog::SCOPE_FILE,

@@ -137,17 +137,18 @@ fn run(stack: &Stack, recipes: Vec<Recipe>, missing: Option<u32>) -> Run {
     let (mut done, mut cpu, mut mpx) = (vec![], 0.0, 0.0);
     for (z, (recipe, plane)) in (0u32..).zip(recipes.iter().zip(&stack.planes)) {
         if missing == Some(z) {
-            done.push(aligner.missing(SerialIndex(z), "gone").expect("in order"));
+            done.extend(aligner.missing(SerialIndex(z), "gone").expect("in order"));
             continue;
         }
         let image = recipe.cut(plane, stack.size);
         let start = cpu_seconds();
-        done.push(pool.install(|| aligner.align_next(&view(z, &image, s)).expect("in order")));
+        done.extend(pool.install(|| aligner.push(&view(z, &image, s)).expect("in order")));
         if z > 0 {
             cpu += cpu_seconds() - start;
             mpx += image.len() as f64 / 1e6;
         }
     }
+    done.extend(aligner.finish());
     Run { recipes, done, cpu, mpx }
 }
 

@@ -26,6 +26,7 @@ mod config;
 mod extras;
 mod faults;
 mod front;
+mod gaps;
 mod gate;
 mod gather;
 mod gathering;
@@ -36,6 +37,7 @@ mod offline;
 mod provisional;
 mod quality;
 mod rendering;
+mod reslice;
 mod revising;
 mod segmenting;
 mod telemetry;
@@ -50,7 +52,7 @@ use kinesin_stream::runner::Runner;
 use kinesin_stream::stage::{Flow, StopError};
 use kinesin_stream::tile::Tile;
 
-pub use aligning::{AlignmentFile, VolumeAlignment};
+pub use aligning::{AlignmentFile, FlowFile, VolumeAlignment};
 pub use commits::{Commit, Commits};
 pub use config::{EdgesConfig, MaskStage, SegmentStage, StagesConfig, VolumeConfig};
 pub use extras::{KnownLabels, labels_at};
@@ -74,6 +76,7 @@ use front::{InspectStage, Inspected};
 use matching::{MontageInput, PairJob};
 use montaging::{MontageBox, Montaged, SectionSolver};
 use rendering::{RenderBox, RenderInput, Rendered};
+use reslice::Reslice;
 use revising::Reviser;
 use tiles::TileCache;
 
@@ -235,6 +238,7 @@ impl Line {
         let mut render = RenderBox {
             renderer: renderer.clone(),
             tiles,
+            reslice: Reslice::open(&out.join("volume"), image.spec().shape)?,
             image,
             commits,
             ledger: ledger.clone(),

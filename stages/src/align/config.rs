@@ -39,17 +39,31 @@ pub struct AlignConfig {
     pub references: u32,
     /// Weight of a match to the reference before the last, of the one before that its square. Default 0.5: tissue changes with distance.
     pub older_weight: f64,
+    /// Sections that still move when later ones have come, 0 to 8. Default 2.
+    pub lag: u32,
+    /// Sections from one key section to the next, at least; at most twice as many. Default 16.
+    pub key_every: u32,
+    /// Part of what the key section says that a section and all after it take back. Default 0.03.
+    pub key_pull: f64,
     /// Share of tissue with consistent matches under which a section counts as failed. Default 0.25.
     pub least_confidence: f64,
     /// Share of tissue with consistent matches under which a section is placed but later ones are not laid onto it. Default 0.5.
     pub reference_confidence: f64,
+    /// Residual to the section before, px rms, over which a section is called doubtful. Default 3: three times the usual.
+    pub warn_residual_px: f64,
+    /// Distance from the key section, or bend of the volume, px, over which a section is called doubtful. Default 10.
+    pub warn_drift_px: f64,
     /// Distance of the nodes of the volume's lasting deformation. Default 192: the size of a patch, the shortest pull there is.
     pub drift_node_px: u32,
-    /// Sections over which the lasting deformation of the volume is averaged. Default 6: with `drift_relax` 0.08 it is damped well.
-    pub drift_window: u32,
-    /// Part of that lasting deformation taken back per section. Default 0.08: a pull of 0.5 px a section then bends the volume by
-    /// 6 px at most, and a first section that is bent by 6 px costs its successors 0.2 px each.
+    /// Pull of slanted tissue on a section that is reckoned with, px a section. Default 0.05.
+    pub drift_pull_px: f64,
+    /// Part of the volume's deformation that a section takes back. Default 0.25: in some four sections, so that none jumps.
     pub drift_relax: f64,
+    /// Error in the stretch of a section that is reckoned with, part of one. Default 1e-4: a twentieth of a pixel at the rim of a section of 1000 px.
+    pub stretch_walk: f64,
+    /// Most that compression is taken to change from section to section, part of one. Default 3e-4, 6 % in 200 sections: a steady change up
+    /// to that is the knife's and stays in the sections; what is more bends the volume and is taken back.
+    pub stretch_trend: f64,
 }
 
 impl Default for AlignConfig {
@@ -69,16 +83,28 @@ impl Default for AlignConfig {
             node_px: 64,
             references: 2,
             older_weight: 0.5,
+            lag: 2,
+            key_every: 16,
+            key_pull: 0.03,
             least_confidence: 0.25,
             reference_confidence: 0.5,
+            warn_residual_px: 3.0,
+            warn_drift_px: 10.0,
             drift_node_px: 192,
-            drift_window: 6,
-            drift_relax: 0.08,
+            drift_pull_px: 0.05,
+            drift_relax: 0.25,
+            stretch_walk: 1e-4,
+            stretch_trend: 3e-4,
         }
     }
 }
 
 impl AlignConfig {
+    /// Images kept of accepted sections: those that new ones are laid onto, and those that may still move and become the key.
+    pub(super) fn images(&self) -> usize {
+        self.references.max(self.lag + 1) as usize
+    }
+
     /// Refuses the first value that is out of range.
     pub(super) fn check(&self) -> Result<(), AlignError> {
         let within = |key: &'static str, v: f64, low: f64, high: f64| {
@@ -98,10 +124,17 @@ impl AlignConfig {
         within("node_px", f64::from(self.node_px), 8.0, 4096.0)?;
         within("references", f64::from(self.references), 1.0, 3.0)?;
         within("older_weight", self.older_weight, 0.0, 1.0)?;
+        within("lag", f64::from(self.lag), 0.0, 8.0)?;
+        within("key_every", f64::from(self.key_every), 1.0, 4096.0)?;
+        within("key_pull", self.key_pull, 0.0, 1.0)?;
         within("least_confidence", self.least_confidence, 0.0, 1.0)?;
         within("reference_confidence", self.reference_confidence, 0.0, 1.0)?;
+        within("warn_residual_px", self.warn_residual_px, 0.0, 1024.0)?;
+        within("warn_drift_px", self.warn_drift_px, 0.0, 1024.0)?;
         within("drift_node_px", f64::from(self.drift_node_px), 8.0, 65536.0)?;
-        within("drift_window", f64::from(self.drift_window), 1.0, 1024.0)?;
-        within("drift_relax", self.drift_relax, 0.0, 0.5)
+        within("drift_pull_px", self.drift_pull_px, 0.0, 16.0)?;
+        within("drift_relax", self.drift_relax, 0.0, 1.0)?;
+        within("stretch_walk", self.stretch_walk, 0.0, 0.01)?;
+        within("stretch_trend", self.stretch_trend, 0.0, 0.01)
     }
 }

@@ -2,13 +2,13 @@
 
 use kinesin_stream::geometry::{BoxXy, Xy};
 use kinesin_stream::ids::SerialIndex;
-use kinesin_stream::map::{Affine, Grid, Map};
+use kinesin_stream::map::{Affine, Map};
 use ndarray::Array2;
 
 use super::blocks::{Fixed, Match, Search, match_blocks};
 use super::config::AlignConfig;
-use super::drift::{Drift, rounded};
 use super::fit::{self, FOLDS, Pair};
+use super::links::near_inverse;
 use super::plane::Plane;
 use super::{Reference, Residual, area_of, cut, warp};
 
@@ -48,6 +48,10 @@ pub(super) struct Placed {
     pub(super) confidence: f64,
     /// Nearest first, at least one.
     pub(super) used: Vec<SerialIndex>,
+    /// Patches of the last pass, by reference in the order given.
+    pub(super) tied: Vec<Vec<Tied>>,
+    /// Whether a crack or fold parts it: then the map is not one that a later solve could bend.
+    pub(super) in_pieces: bool,
 }
 
 /// Warps the comparable `image` onto the references, starting from `pose`.
@@ -80,13 +84,14 @@ pub(super) fn place(
             && tied.iter().any(|t| suspect(t, &axes))
             && let Some(cut) = in_pieces(&sources, &passes, (&map, &tied), &axes, (low, high), config)?
         {
-            return judge(cut.map, cut.axes, FIRST_STIFFNESS, &cut.tied, references);
+            let placed = judge(cut.map, cut.axes, FIRST_STIFFNESS, cut.tied, references)?;
+            return Ok(Placed { in_pieces: true, ..placed });
         }
         let last = i + 1 == passes.len();
         let solved = solved(&tied, &axes, config, (!last).then_some(FIRST_STIFFNESS))?;
         (map, stiffness) = (solved.map, solved.stiffness);
     }
-    judge(map, axes, stiffness, &tied, references)
+    judge(map, axes, stiffness, tied, references)
 }
 
 /// Pyramids of the section, in its own frame, and of the references.
@@ -253,20 +258,7 @@ fn passes(config: &AlignConfig, (h, w): (usize, usize)) -> Vec<(usize, Search)> 
 
 /// Finds the section pixels of matches that were made under `map`.
 fn tie(matches: Vec<Match>, map: &Map) -> Vec<Tied> {
-    let guess = match map {
-        Map::Affine(a) => a.inverse(),
-        Map::Grid(g) => {
-            let corner = |c: usize, r: usize| Pair {
-                from: Xy::new(g.xs()[c], g.ys()[r]),
-                to: g.node(c, r),
-                weight: 1.0,
-                fold: 0,
-            };
-            let (c, r) = (g.xs().len() - 1, g.ys().len() - 1);
-            fit::affine(&[corner(0, 0), corner(c, 0), corner(0, r), corner(c, r)]).and_then(|a| a.inverse())
-        }
-    };
-    let guess = guess.unwrap_or(Affine::IDENTITY);
+    let guess = near_inverse(map);
     let back = |m: Match| map.invert_at(m.at, guess.apply(m.at)).map(|from| Tied { from, found: m });
     matches.into_iter().filter_map(back).collect()
 }
@@ -282,14 +274,14 @@ fn pairs(tied: &[Tied], weight: f64) -> impl Iterator<Item = Pair> {
 }
 
 /// Weights of mean 1: stiffness means the same whatever the tissue.
-fn evened(mut pairs: Vec<Pair>) -> Vec<Pair> {
+pub(super) fn evened(mut pairs: Vec<Pair>) -> Vec<Pair> {
     let mean = pairs.iter().map(|p| p.weight).sum::<f64>() / pairs.len().max(1) as f64;
     pairs.iter_mut().for_each(|p| p.weight /= mean.max(1e-9));
     pairs
 }
 
 /// Refuses maps that no section could have.
-fn check_shape(map: &Map, (xs, ys): &Axes) -> Result<(), String> {
+pub(super) fn check_shape(map: &Map, (xs, ys): &Axes) -> Result<(), String> {
     for cell in ys.windows(2).flat_map(|y| xs.windows(2).map(move |x| (x, y))) {
         let (x, y) = cell;
         let at = |x: f64, y: f64| map.apply(Xy::new(x, y));
@@ -307,7 +299,7 @@ fn judge(
     map: Map,
     axes: Axes,
     stiffness: f64,
-    tied: &[Vec<Tied>],
+    tied: Vec<Vec<Tied>>,
     references: &[&Reference],
 ) -> Result<Placed, String> {
     let mut used = vec![];
@@ -320,24 +312,19 @@ fn judge(
     }
     let Some(nearest) = nearest else { return Err("too few patches are trusted on any reference".to_owned()) };
     let believed = nearest.iter().filter(|t| t.found.trusted);
-    let mut off: Vec<f64> = believed.map(|t| (map.apply(t.from) - t.found.to).norm()).collect();
-    off.sort_by(f64::total_cmp);
-    let consistent: Vec<f64> = off.iter().copied().filter(|r| *r <= CONSISTENT_PX).collect();
-    let square = consistent.iter().map(|r| r * r).sum::<f64>() / consistent.len().max(1) as f64;
-    let thousandths = |v: f64| (v * 1000.0).round() / 1000.0;
-    let p95 = off[((off.len() - 1) as f64 * 0.95) as usize];
-    let residual = Residual { rms: thousandths(square.sqrt()), p95: thousandths(p95) };
-    let confidence = consistent.len() as f64 / nearest.len() as f64;
-    Ok(Placed { map, axes, stiffness, residual, confidence, used })
+    let (residual, consistent) = residual(believed.map(|t| (map.apply(t.from) - t.found.to).norm()).collect());
+    let confidence = consistent as f64 / nearest.len() as f64;
+    Ok(Placed { map, axes, stiffness, residual, confidence, used, tied, in_pieces: false })
 }
 
-/// `map` less the given part of the volume's lasting deformation, rounded to 1/1024 px.
-pub(super) fn relaxed(map: &Map, drift: &Drift, part: f64, (xs, ys): &Axes) -> Map {
-    let image = |p: Xy<f64>| {
-        let q = map.apply(p);
-        rounded(q - drift.at(q) * part)
-    };
-    Map::Grid(Grid::from_fn(xs.clone(), ys.clone(), image).expect("axes increase and solved maps are finite"))
+/// Of the distances that trusted matches are off, and how many of them are consistent.
+pub(super) fn residual(mut off: Vec<f64>) -> (Residual, usize) {
+    off.sort_by(f64::total_cmp);
+    let consistent = off.partition_point(|r| *r <= CONSISTENT_PX);
+    let square = off[..consistent].iter().map(|r| r * r).sum::<f64>() / consistent.max(1) as f64;
+    let thousandths = |v: f64| (v * 1000.0).round() / 1000.0;
+    let p95 = off.get((off.len().max(1) - 1) * 95 / 100).copied().unwrap_or(0.0);
+    (Residual { rms: thousandths(square.sqrt()), p95: thousandths(p95) }, consistent)
 }
 
 /// Nodes `spacing` apart over a section.

@@ -144,6 +144,18 @@ pub(super) fn elastic(pairs: &[Pair], xs: &[f64], ys: &[f64], stiffness: Option<
     grid.ok().map(|g| Solved { map: Map::Grid(g), stiffness })
 }
 
+/// The map of a stiffness that is known (infinite: affine) through the pairs, beginning with the weights that `start` gives.
+pub(super) fn refit(pairs: &[Pair], (xs, ys): (&[f64], &[f64]), stiffness: f64, start: &Map) -> Option<Map> {
+    let mut weighted = pairs.to_vec();
+    reweigh(&mut weighted, pairs, |p| start.apply(p));
+    let stiff = affine(&weighted)?;
+    if stiffness.is_infinite() {
+        return Some(Map::Affine(stiff));
+    }
+    let field = System::new(xs, ys, stiffness, &stiff).solve(&weighted);
+    Grid::from_fn(xs.to_vec(), ys.to_vec(), |p| stiff.apply(p) + field.at(p)).ok().map(Map::Grid)
+}
+
 /// The stiffness with the least held-out error, or the stiffest one close to it.
 fn choose(weighted: &[Pair], xs: &[f64], ys: &[f64]) -> Option<f64> {
     let error = |stiffness: f64| -> Option<f64> {

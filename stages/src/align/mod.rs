@@ -32,9 +32,15 @@ mod coarse;
 mod config;
 mod cut;
 mod drift;
+mod filter;
 mod fine;
 mod fit;
+mod keys;
+mod links;
 mod plane;
+mod quality;
+mod record;
+mod state;
 mod warp;
 
 use std::collections::VecDeque;
@@ -43,114 +49,14 @@ use kinesin_stream::geometry::{BoxXy, Xy, reduced_to_full};
 use kinesin_stream::ids::SerialIndex;
 use kinesin_stream::map::{Affine, Map, SectionToVolume};
 use ndarray::Array2;
-use serde::{Deserialize, Serialize};
 
 pub use config::AlignConfig;
-pub use drift::Drift;
-
-/// The montage of a section, reduced.
-#[derive(Clone, Debug)]
-pub struct SectionView {
-    /// Its z.
-    pub serial: SerialIndex,
-    /// Its name, carried into the record.
-    pub name: String,
-    /// Grey values in rows at [`AlignConfig::reduction`]; 0 = no data.
-    pub image: Array2<u8>,
-    /// Reduced section pixel of the image's first column and row (the `min` of the block that was rendered).
-    pub origin: Xy<i64>,
-}
-
-/// What became of a section.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case", tag = "kind")]
-pub enum Verdict {
-    /// The first good section; it defines the volume frame.
-    Reference,
-    /// Laid onto the section before it (and others).
-    Aligned,
-    /// Laid onto an earlier section because those between are missing or bad.
-    Bridged {
-        /// The nearest section that was used.
-        from: SerialIndex,
-    },
-    /// Announced as missing.
-    Missing,
-    /// Present but not placed.
-    Failed {
-        /// What was tried and what came out.
-        reason: String,
-    },
-}
-
-/// Distances between where matched patches are put and where their references have them, full-resolution pixels.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Residual {
-    /// Root mean square of the consistent matches.
-    pub rms: f64,
-    /// 95th percentile of the trusted matches.
-    pub p95: f64,
-}
-
-/// The record of one section.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Alignment {
-    /// Its z.
-    pub serial: SerialIndex,
-    /// Its name.
-    pub name: String,
-    /// What became of it.
-    pub verdict: Verdict,
-    /// Section pixel to volume pixel; none where missing or failed.
-    pub map: Option<SectionToVolume>,
-    /// Match residual to the nearest section used; none where nothing was matched.
-    pub residual_px: Option<Residual>,
-    /// Share of the tissue common with the nearest section used whose matches are consistent, 0 to 1; 1 for the first.
-    pub confidence: f64,
-    /// Whether later sections are laid onto this one.
-    pub kept_as_reference: bool,
-    /// Sections it was laid onto, nearest first.
-    pub references: Vec<SerialIndex>,
-    /// Weight of the bending term that held-out matches chose; none where the map is affine.
-    pub stiffness: Option<f64>,
-    /// Running mean deformation after this section; none before the first good one.
-    pub drift: Option<Drift>,
-}
-
-/// Input or settings that cannot be used.
-#[derive(Debug, PartialEq, thiserror::Error)]
-pub enum AlignError {
-    /// A setting is out of its range.
-    #[error("align: {key} = {got} is not allowed; use {low} .. {high}")]
-    Config {
-        /// The setting.
-        key: &'static str,
-        /// Its value.
-        got: f64,
-        /// Least allowed.
-        low: f64,
-        /// Most allowed.
-        high: f64,
-    },
-    /// A section came out of order.
-    #[error(
-        "align: section {got} came where {wanted} was due; hand in every section once, in serial order, missing ones with `missing`"
-    )]
-    Order {
-        /// Serial index handed in.
-        got: u32,
-        /// Serial index due.
-        wanted: u32,
-    },
-    /// A restart lacks an image, or has a record that does not fit.
-    #[error("align: cannot continue: {what}")]
-    Resume {
-        /// What is wrong.
-        what: String,
-    },
-}
+pub use drift::{Drift, Shape};
+pub use keys::{KeyState, KeyTie};
+pub use links::{Link, Links};
+pub use quality::{Flow, Grade, Quality, ResidualMap};
+pub use record::{AlignError, Alignment, Residual, SectionView, Verdict};
+pub use state::{AlignerState, DrawnAs, Frozen, Pending};
 
 /// An accepted section in the volume frame.
 struct Reference {
@@ -161,13 +67,24 @@ struct Reference {
     image: Array2<u8>,
 }
 
+/// An accepted section in its own pixels and in those of the volume.
+struct Drawn {
+    own: Array2<u8>,
+    origin: Xy<i64>,
+    as_reference: Reference,
+}
+
+/// A section is drawn anew once any part of it has moved by more than this since, px: a third of the last search.
+const REDRAW_PX: f64 = 1.0;
+
 /// Aligns section after section; keeps the last accepted ones only.
 pub struct Aligner {
     config: AlignConfig,
-    next: Option<SerialIndex>,
-    /// Newest first.
-    references: VecDeque<Reference>,
-    drift: Option<Drift>,
+    state: AlignerState,
+    /// The images of `state.drawn`, newest first.
+    drawn: VecDeque<Drawn>,
+    /// The key section at the scale of the coarse step.
+    key: Option<plane::Plane>,
 }
 
 impl Aligner {
@@ -177,45 +94,46 @@ impl Aligner {
     /// Where a setting is out of range.
     pub fn new(config: AlignConfig) -> Result<Self, AlignError> {
         config.check()?;
-        Ok(Self { config, next: None, references: VecDeque::new(), drift: None })
+        Ok(Self { config, state: AlignerState::default(), drawn: VecDeque::new(), key: None })
     }
 
-    /// Serial indexes of the views that [`resume`](Self::resume) needs after the records `done`, oldest first.
-    pub fn views_needed(config: &AlignConfig, done: &[Alignment]) -> Vec<SerialIndex> {
-        let kept = done.iter().filter(|a| a.kept_as_reference).map(|a| a.serial);
-        let mut newest: Vec<SerialIndex> = kept.rev().take(config.references as usize).collect();
-        newest.reverse();
-        newest
-    }
-
-    /// An aligner that continues after the records `done` exactly as the one that made them; `views` are those of [`views_needed`](Self::views_needed).
+    /// An aligner that continues after `state` exactly as the one that had it; `views` are those of [`AlignerState::views_needed`].
     ///
     /// # Errors
-    /// Where a view or a map is lacking, or records are out of order.
-    pub fn resume(config: AlignConfig, done: &[Alignment], views: &[SectionView]) -> Result<Self, AlignError> {
-        let mut aligner = Self::new(config)?;
-        if let Some(w) = done.windows(2).find(|w| w[1].serial.0 != w[0].serial.0 + 1) {
-            return Err(AlignError::Order { got: w[1].serial.0, wanted: w[0].serial.0 + 1 });
+    /// Where a view is lacking or cannot be drawn.
+    pub fn resume(config: AlignConfig, state: AlignerState, views: &[SectionView]) -> Result<Self, AlignError> {
+        let mut aligner = Self { state, ..Self::new(config)? };
+        let view = |serial: SerialIndex| {
+            let lacking = || AlignError::Resume { what: format!("section {} has no image", serial.0) };
+            views.iter().find(|v| v.serial == serial).ok_or_else(lacking)
+        };
+        let failed = |what: String| AlignError::Resume { what };
+        for DrawnAs { serial, map } in &aligner.state.drawn {
+            let view = view(*serial)?;
+            let own = plane::comparable(&view.image);
+            let drawn = Drawn::new(*serial, own, view.origin, &map.0, aligner.config.reduction).map_err(failed)?;
+            aligner.drawn.push_back(drawn);
         }
-        for serial in Self::views_needed(&aligner.config, done) {
-            let lacking = |what: &str| AlignError::Resume { what: format!("section {} has no {what}", serial.0) };
-            let view = views.iter().find(|v| v.serial == serial).ok_or_else(|| lacking("image"))?;
-            let record = done.iter().find(|a| a.serial == serial).ok_or_else(|| lacking("record"))?;
-            let map = record.map.as_ref().ok_or_else(|| lacking("map"))?;
-            let image = plane::comparable(&view.image);
-            aligner.keep(serial, &image, view.origin, &map.0).map_err(|what| AlignError::Resume { what })?;
-        }
-        if let Some(last) = done.last() {
-            aligner.next = Some(SerialIndex(last.serial.0 + 1));
-            aligner.drift = last.drift.clone();
+        if let Some(key) = &aligner.state.key {
+            let view = view(key.serial)?;
+            let own = plane::comparable(&view.image);
+            aligner.key = Some(thumbnail(&own, view.origin, &key.map.0, &aligner.config).map_err(failed)?);
         }
         Ok(aligner)
     }
 
-    /// Bytes held between calls for sections of `area` full-resolution pixels: a turned section fills up to twice its area.
+    /// What a restart continues from.
+    pub fn state(&self) -> &AlignerState {
+        &self.state
+    }
+
+    /// Bytes held between calls for sections of `area` full-resolution pixels: each image as it is and as it lies, where a turned
+    /// section fills up to twice its area; the matches; the key's thumbnail.
     pub fn held_bytes(config: &AlignConfig, area: u64) -> u64 {
         let s = u64::from(config.reduction);
-        u64::from(config.references) * 2 * area / (s * s)
+        let stride = u64::from(config.stride_px);
+        let links = u64::from(config.references) * (u64::from(config.lag) + 1) * size_of::<Link>() as u64;
+        config.images() as u64 * 3 * area / (s * s) + links * area / (stride * stride) + 3 * 2 * (512 * 512)
     }
 
     /// Bytes needed on top during a call for sections of `area` full-resolution pixels.
@@ -224,104 +142,109 @@ impl Aligner {
         2 * 45 * area / (s * s)
     }
 
-    /// Records that a section will not come.
+    /// Records that a section will not come. Gives the sections that no longer move from now on, in serial order.
     ///
     /// # Errors
     /// Where another section is due.
-    pub fn missing(&mut self, serial: SerialIndex, name: &str) -> Result<Alignment, AlignError> {
+    pub fn missing(&mut self, serial: SerialIndex, name: &str) -> Result<Vec<Alignment>, AlignError> {
         self.expect(serial)?;
-        Ok(self.unplaced(serial, name, Verdict::Missing))
+        Ok(self.unplaced(Alignment::unplaced(serial, name, Verdict::Missing)))
     }
 
-    /// Places the next section.
+    /// Places the next section. Gives the sections that no longer move from now on, in serial order: each
+    /// [`lag`](AlignConfig::lag) sections after it came.
     ///
     /// A section that cannot be placed is not an error: its verdict says so.
     ///
     /// # Errors
     /// Where another section is due.
-    pub fn align_next(&mut self, section: &SectionView) -> Result<Alignment, AlignError> {
+    pub fn push(&mut self, section: &SectionView) -> Result<Vec<Alignment>, AlignError> {
         self.expect(section.serial)?;
-        let failed = |reason: String| Verdict::Failed { reason };
-        if let Err(reason) = textured(&section.image) {
-            return Ok(self.unplaced(section.serial, &section.name, failed(reason)));
-        }
-        let image = plane::comparable(&section.image);
-        if self.references.is_empty() {
-            return Ok(self.first(section, &image));
-        }
-        match self.place(section, &image) {
-            Ok(alignment) => Ok(alignment),
-            Err(reason) => Ok(self.unplaced(section.serial, &section.name, failed(reason))),
+        let placed = textured(&section.image).and_then(|()| {
+            let image = plane::comparable(&section.image);
+            if self.drawn.is_empty() { self.first(section, image) } else { self.place(section, image) }
+        });
+        match placed {
+            Ok(()) => Ok(self.settle()),
+            Err(reason) => {
+                let record = Alignment::unplaced(section.serial, &section.name, Verdict::Failed { reason });
+                Ok(self.unplaced(record))
+            }
         }
     }
 
+    /// No section is to come: all that could still move are given out as they are.
+    pub fn finish(&mut self) -> Vec<Alignment> {
+        self.freeze(0)
+    }
+
     fn expect(&mut self, serial: SerialIndex) -> Result<(), AlignError> {
-        match self.next {
+        match self.state.next {
             Some(wanted) if wanted != serial => Err(AlignError::Order { got: serial.0, wanted: wanted.0 }),
             _ => {
-                self.next = Some(SerialIndex(serial.0 + 1));
+                self.state.next = Some(SerialIndex(serial.0 + 1));
                 Ok(())
             }
         }
     }
 
-    fn unplaced(&self, serial: SerialIndex, name: &str, verdict: Verdict) -> Alignment {
-        Alignment {
-            serial,
-            name: name.to_owned(),
-            verdict,
-            map: None,
-            residual_px: None,
-            confidence: 0.0,
-            kept_as_reference: false,
-            references: vec![],
-            stiffness: None,
-            drift: self.drift.clone(),
-        }
+    fn unplaced(&mut self, record: Alignment) -> Vec<Alignment> {
+        let extent = [Xy::default(); 2];
+        self.state.pending.push_back(Pending { record, extent, links: vec![], key: None });
+        self.freeze(self.config.lag as usize)
     }
 
     /// The section that defines the frame.
-    fn first(&mut self, section: &SectionView, image: &Array2<u8>) -> Alignment {
+    fn first(&mut self, section: &SectionView, image: Array2<u8>) -> Result<(), String> {
         let (low, high) = extent(section, self.config.reduction);
-        self.drift = Some(Drift::none(fine::axes(low, high, self.config.drift_node_px)));
-        let map = Map::IDENTITY;
-        self.keep(section.serial, image, section.origin, &map).expect("the identity can be inverted");
-        Alignment {
-            map: Some(SectionToVolume(map)),
+        self.state.drift = Some(Drift::none(section.serial.0, low, high, &self.config));
+        let record = Alignment {
+            map: Some(SectionToVolume(Map::IDENTITY)),
             confidence: 1.0,
             kept_as_reference: true,
-            ..self.unplaced(section.serial, &section.name, Verdict::Reference)
-        }
+            ..Alignment::unplaced(section.serial, &section.name, Verdict::Reference)
+        };
+        self.keep(section, image, &Map::IDENTITY)?;
+        self.state.pending.push_back(Pending { record, extent: [low, high], links: vec![], key: None });
+        Ok(())
     }
 
-    fn place(&mut self, section: &SectionView, image: &Array2<u8>) -> Result<Alignment, String> {
-        let pose = self.pose(section, image)?;
+    fn place(&mut self, section: &SectionView, image: Array2<u8>) -> Result<(), String> {
+        let pose = self.pose(section, &image)?;
         let (low, high) = extent(section, self.config.reduction);
-        let fixed: Vec<&Reference> = self.references.iter().collect();
-        let placed = fine::place(image, section.origin, &fixed, pose, (low, high), &self.config)?;
+        let fixed: Vec<&Reference> = self.references().collect();
+        let placed = fine::place(&image, section.origin, &fixed, pose, (low, high), &self.config)?;
         if placed.confidence < self.config.least_confidence {
             let (got, wanted) = (100.0 * placed.confidence, 100.0 * self.config.least_confidence);
             return Err(format!("matches are consistent on {got:.0} % of the common tissue, {wanted:.0} % are needed"));
         }
-        let drift = self.drift.clone().ok_or("the records lack the drift of the volume")?;
-        let map = fine::relaxed(&placed.map, &drift, self.config.drift_relax, &placed.axes);
+        let drawn = self.state.drawn.iter().zip(&placed.tied).zip(0i32..);
+        let links = drawn
+            .filter(|((d, _), _)| placed.used.contains(&d.serial))
+            .map(|((d, tied), age)| Links::new(d.serial, tied, self.config.older_weight.powi(age), &d.map.0));
+        let links: Vec<Links> = links.collect();
+        let map = drift::on_axes(&placed.map, &placed.axes, |q| q);
         let kept = placed.confidence >= self.config.reference_confidence;
-        if kept {
-            self.keep(section.serial, image, section.origin, &map)?;
-        }
-        self.drift = Some(if kept { drift.with(&map, low, high, self.config.drift_window) } else { drift });
+        let key = if kept { self.keep(section, image, &map)? } else { None };
         let nearest = placed.used[0];
         let next_to = nearest.0 + 1 == section.serial.0;
         let verdict = if next_to { Verdict::Aligned } else { Verdict::Bridged { from: nearest } };
-        Ok(Alignment {
+        let record = Alignment {
             map: Some(SectionToVolume(map)),
             residual_px: Some(placed.residual),
             confidence: (placed.confidence * 1000.0).round() / 1000.0,
             kept_as_reference: kept,
             references: placed.used,
             stiffness: placed.stiffness.is_finite().then_some(placed.stiffness),
-            ..self.unplaced(section.serial, &section.name, verdict)
-        })
+            in_pieces: placed.in_pieces,
+            ..Alignment::unplaced(section.serial, &section.name, verdict)
+        };
+        self.state.pending.push_back(Pending { record, extent: [low, high], links, key });
+        Ok(())
+    }
+
+    fn references(&self) -> impl Iterator<Item = &Reference> {
+        self.drawn.iter().take(self.config.references as usize).map(|d| &d.as_reference)
     }
 
     /// The coarse pose: first small angles against each reference, then all angles.
@@ -332,7 +255,7 @@ impl Aligner {
             if all_angles && !self.config.full_circle {
                 break;
             }
-            for r in &self.references {
+            for r in self.references() {
                 let other = fine::thumbnail(&r.image, r.origin, &self.config, Some(own.scale));
                 match coarse::find(&own, &other, &self.config, all_angles) {
                     Ok(pose) => return Ok(pose),
@@ -343,13 +266,76 @@ impl Aligner {
         Err(format!("no coarse pose; {}", reasons.join("; ")))
     }
 
-    /// Makes a section the newest reference; the oldest beyond the set number goes.
-    fn keep(&mut self, serial: SerialIndex, image: &Array2<u8>, origin: Xy<i64>, map: &Map) -> Result<(), String> {
-        let (image, origin) = fine::warped(image, origin, map, self.config.reduction)?;
-        self.references.push_front(Reference { serial, origin, image });
-        self.references.truncate(self.config.references as usize);
-        Ok(())
+    /// Makes a section the newest reference, the oldest beyond the set number goes; gives what the key section shows of it.
+    fn keep(&mut self, section: &SectionView, own: Array2<u8>, map: &Map) -> Result<Option<Links>, String> {
+        let drawn = Drawn::new(section.serial, own, section.origin, map, self.config.reduction)?;
+        let again = match (&self.key, &self.state.key) {
+            (Some(plane), Some(key)) => {
+                Some(keys::seen_again(key.serial, plane, &drawn.as_reference, map, &self.config))
+            }
+            _ => None,
+        };
+        self.drawn.push_front(drawn);
+        self.state.drawn.push_front(DrawnAs { serial: section.serial, map: SectionToVolume(map.clone()) });
+        self.drawn.truncate(self.config.images());
+        self.state.drawn.truncate(self.config.images());
+        Ok(again)
     }
+
+    /// After a section was placed: all that may move are solved again, and the oldest beyond the lag go.
+    fn settle(&mut self) -> Vec<Alignment> {
+        self.state.smooth();
+        let frozen = self.freeze(self.config.lag as usize);
+        for (drawn, record) in self.drawn.iter_mut().zip(&mut self.state.drawn) {
+            let Some(map) = self.state.pending.iter().find(|p| p.record.serial == record.serial) else { continue };
+            let Some(now) = &map.record.map else { continue };
+            if drift::apart(&record.map.0, &now.0) > REDRAW_PX
+                && let Ok(anew) =
+                    warped_reference(record.serial, &drawn.own, drawn.origin, &now.0, self.config.reduction)
+            {
+                (drawn.as_reference, record.map) = (anew, now.clone());
+            }
+        }
+        frozen
+    }
+
+    /// Takes out the oldest sections until `left` may still move.
+    fn freeze(&mut self, left: usize) -> Vec<Alignment> {
+        let mut done = vec![];
+        while self.state.pending.len() > left {
+            let before = self.state.key.as_ref().map(|k| k.serial);
+            done.extend(self.state.freeze(&self.config));
+            let Some(key) = self.state.key.as_ref().filter(|k| Some(k.serial) != before) else { continue };
+            if let Some(d) = self.drawn.iter().find(|d| d.as_reference.serial == key.serial) {
+                self.key = thumbnail(&d.own, d.origin, &key.map.0, &self.config).ok();
+            }
+        }
+        done
+    }
+}
+
+impl Drawn {
+    fn new(serial: SerialIndex, own: Array2<u8>, origin: Xy<i64>, map: &Map, reduction: u32) -> Result<Self, String> {
+        let as_reference = warped_reference(serial, &own, origin, map, reduction)?;
+        Ok(Self { own, origin, as_reference })
+    }
+}
+
+fn warped_reference(
+    serial: SerialIndex,
+    own: &Array2<u8>,
+    origin: Xy<i64>,
+    map: &Map,
+    reduction: u32,
+) -> Result<Reference, String> {
+    let (image, origin) = fine::warped(own, origin, map, reduction)?;
+    Ok(Reference { serial, origin, image })
+}
+
+/// A section as it lies in the volume, at the scale of the coarse step.
+fn thumbnail(own: &Array2<u8>, origin: Xy<i64>, map: &Map, config: &AlignConfig) -> Result<plane::Plane, String> {
+    let (image, origin) = fine::warped(own, origin, map, config.reduction)?;
+    Ok(fine::thumbnail(&image, origin, config, None))
 }
 
 /// Full-resolution section pixels of the first and the last pixel of the view.

@@ -190,6 +190,20 @@ impl Plane {
         self.grey.iter().map(|v| deviation(*v)).collect()
     }
 
+    /// The same in a larger or shifted frame; empty where it was not.
+    pub(super) fn within(&self, area: BoxXy) -> Self {
+        let mut out = Self::empty(area, self.scale);
+        if let Some(part) = area.intersect(&self.area) {
+            let n = part.size().x;
+            for y in part.min.y..part.max.y {
+                let to = (y - area.min.y) as usize * out.width + (part.min.x - area.min.x) as usize;
+                let from = (y - self.area.min.y) as usize * self.width + (part.min.x - self.area.min.x) as usize;
+                out.grey[to..to + n].copy_from_slice(&self.grey[from..from + n]);
+            }
+        }
+        out
+    }
+
     /// The plane at half the resolution; a pixel is filled where half of its four are.
     pub(super) fn halved(&self) -> Self {
         let (min, max) = (self.area.min, self.area.max);

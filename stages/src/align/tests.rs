@@ -195,9 +195,22 @@ fn aligner() -> Aligner {
 }
 
 fn align_all(sections: &[(Deformation, Array2<u8>)]) -> Vec<Alignment> {
-    let mut aligner = aligner();
-    let views = sections.iter().zip(0u32..).map(|(s, z)| view(z, &s.1, 2));
-    views.map(|v| aligner.align_next(&v).expect("in order")).collect()
+    let views = sections.iter().zip(0u32..).map(|(s, z)| Some(view(z, &s.1, 2)));
+    align_views(AlignConfig::default(), views)
+}
+
+/// All records in order; `None` is a section that is missing.
+fn align_views(config: AlignConfig, views: impl IntoIterator<Item = Option<SectionView>>) -> Vec<Alignment> {
+    let mut aligner = Aligner::new(config).expect("allowed");
+    let mut done = vec![];
+    for (view, z) in views.into_iter().zip(0u32..) {
+        done.extend(match view {
+            Some(view) => aligner.push(&view).expect("in order"),
+            None => aligner.missing(SerialIndex(z), &format!("s{z:03}")).expect("in order"),
+        });
+    }
+    done.extend(aligner.finish());
+    done
 }
 
 #[test]
@@ -219,14 +232,8 @@ fn a_missing_and_a_ruined_section_are_bridged() {
     let mut sections = stack();
     let mut noise = Noise(9);
     sections[3].1.mapv_inplace(|_| (128.0 + 60.0 * noise.next()) as u8);
-    let mut aligner = aligner();
-    let mut done = vec![];
-    for (z, s) in (0u32..).zip(&sections) {
-        done.push(match z {
-            2 => aligner.missing(SerialIndex(2), "s002").expect("in order"),
-            _ => aligner.align_next(&view(z, &s.1, 2)).expect("in order"),
-        });
-    }
+    let views = sections.iter().zip(0u32..).map(|(s, z)| (z != 2).then(|| view(z, &s.1, 2)));
+    let done = align_views(AlignConfig::default(), views);
     assert_eq!(done[2].verdict, Verdict::Missing);
     assert!(matches!(done[3].verdict, Verdict::Failed { .. }), "{:?}", done[3].verdict);
     assert_eq!(done[4].verdict, Verdict::Bridged { from: SerialIndex(1) });
@@ -237,22 +244,47 @@ fn a_missing_and_a_ruined_section_are_bridged() {
 }
 
 #[test]
-fn a_restart_continues_with_the_same_bits() {
+fn a_restart_at_any_section_continues_with_the_same_bits() {
     let sections = stack();
     let whole = align_all(&sections);
-    let text = serde_json::to_string(&whole[..4]).expect("plain records");
-    let stored: Vec<Alignment> = serde_json::from_str(&text).expect("our own text");
-    assert_eq!(stored, whole[..4], "a record survives being written");
-    let config = AlignConfig::default();
-    let needed = Aligner::views_needed(&config, &stored);
-    assert_eq!(needed, vec![SerialIndex(2), SerialIndex(3)]);
-    let views: Vec<SectionView> = needed.iter().map(|s| view(s.0, &sections[s.0 as usize].1, 2)).collect();
-    let mut resumed = Aligner::resume(config.clone(), &stored, &views).expect("all there");
-    for z in 4..6u32 {
-        let again = resumed.align_next(&view(z, &sections[z as usize].1, 2)).expect("in order");
-        assert_eq!(again, whole[z as usize]);
+    let config = AlignConfig { key_every: 1, ..AlignConfig::default() };
+    let view_of = |z: u32| view(z, &sections[z as usize].1, 2);
+    let (mut straight, mut done) = (Aligner::new(config.clone()).expect("allowed"), vec![]);
+    let mut resumed: Vec<(usize, Aligner)> = vec![];
+    for z in 0..6 {
+        for (at, aligner) in &mut resumed {
+            let mut again = done[..*at].to_vec();
+            again.extend(aligner.push(&view_of(z)).expect("in order"));
+            *at = again.len();
+        }
+        done.extend(straight.push(&view_of(z)).expect("in order"));
+        assert!(resumed.iter().all(|(n, a)| *n == done.len() && a.state() == straight.state()), "after section {z}");
+        let text = serde_json::to_string(straight.state()).expect("a plain record");
+        let state: AlignerState = serde_json::from_str(&text).expect("our own text");
+        assert_eq!(&state, straight.state(), "the state survives being written");
+        let views: Vec<SectionView> = state.views_needed().iter().map(|s| view_of(s.0)).collect();
+        let lacking = Aligner::resume(config.clone(), state.clone(), &views[1..]);
+        assert!(matches!(lacking, Err(AlignError::Resume { .. })));
+        resumed.push((done.len(), Aligner::resume(config.clone(), state, &views).expect("all there")));
     }
-    assert!(matches!(Aligner::resume(config, &stored, &views[..1]), Err(AlignError::Resume { .. })));
+    let last = straight.finish();
+    assert!(resumed.iter_mut().all(|(_, a)| a.finish() == last));
+    assert_eq!(done.len() + last.len(), whole.len());
+}
+
+#[test]
+fn a_section_is_final_when_as_many_as_the_lag_have_come_after_it() {
+    let sections = stack();
+    for lag in [0u32, 2] {
+        let mut aligner = Aligner::new(AlignConfig { lag, ..AlignConfig::default() }).expect("allowed");
+        for z in 0..4 {
+            let out = aligner.push(&view(z, &sections[z as usize].1, 2)).expect("in order");
+            let serials: Vec<u32> = out.iter().map(|a| a.serial.0).collect();
+            assert_eq!(serials, z.checked_sub(lag).into_iter().collect::<Vec<u32>>());
+        }
+        assert_eq!(aligner.finish().len(), lag as usize);
+        assert!(aligner.finish().is_empty());
+    }
 }
 
 #[test]
@@ -299,9 +331,11 @@ fn undeformed_sections_stay_in_place() {
 fn blank_sections_and_wrong_order_are_told() {
     let mut aligner = aligner();
     let blank = Array2::from_elem((400, 400), 100u8);
-    let first = aligner.align_next(&view(5, &blank, 2)).expect("any first serial");
+    let mut first = aligner.push(&view(5, &blank, 2)).expect("any first serial");
+    first.extend(aligner.finish());
+    let first = &first[0];
     assert!(matches!(&first.verdict, Verdict::Failed { reason } if reason.contains("blank")), "{:?}", first.verdict);
-    let error = aligner.align_next(&view(7, &blank, 2)).expect_err("6 is due");
+    let error = aligner.push(&view(7, &blank, 2)).expect_err("6 is due");
     assert_eq!(error, AlignError::Order { got: 7, wanted: 6 });
     let config: Result<AlignConfig, _> = toml::from_str("reductoin = 2");
     assert!(config.is_err(), "a misspelled key is refused");

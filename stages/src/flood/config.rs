@@ -46,6 +46,9 @@ pub struct FloodConfig {
     pub masks: Vec<MaskRule>,
     /// Keeps fields of view from lying across jumps between sections. Default off.
     pub shift: Option<ShiftRule>,
+    /// Sections in a row without data, or laid where their neighbours do not confirm it, that objects are followed across: the network sees
+    /// the section before the gap in their place, and nothing is labelled there. After a longer gap every object ends. Default 1.
+    pub bridge: usize,
     /// Matches the grey values of each section to a reference before they are normalised. Default off.
     pub histogram: Option<HistogramRule>,
     /// Labels to build on, a run's folder or a label volume: its objects stay as they are, and new ones fill what is left. They
@@ -80,6 +83,7 @@ impl Default for FloodConfig {
             seeds: vec![SeedPolicy::peaks()],
             masks: Vec::new(),
             shift: None,
+            bridge: 1,
             histogram: None,
             initial: None,
             probability: false,
@@ -197,7 +201,8 @@ impl FloodConfig {
     }
 
     fn extra_bytes(&self) -> (u64, u64) {
-        let barred = u64::from(self.shift.is_some() || !self.masks.is_empty());
+        // Any gap may bar centres.
+        let barred = 1;
         let probability = u64::from(self.probability);
         let initial = 8 * u64::from(self.initial.is_some());
         // a checkpoint holds activations and, in the worst case, a run for each label

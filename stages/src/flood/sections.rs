@@ -18,12 +18,14 @@ pub struct FloodSection {
     pub barred: Option<Array2<u8>>,
     /// Objects to build on, 0 = none.
     pub initial: Option<Array2<u64>>,
+    /// Whether no field of view may hold both this section and the one before it, so that every object ends between them.
+    pub ends_objects: bool,
 }
 
 impl FloodSection {
     /// A section of which only `exclude` is kept out.
     pub fn new(image: Array2<u8>, exclude: Array2<bool>) -> Self {
-        Self { image, exclude, barred: None, initial: None }
+        Self { image, exclude, barred: None, initial: None, ends_objects: false }
     }
 
     /// Shapes (rows, columns) of all that it brings.
@@ -68,16 +70,19 @@ pub(super) struct Section {
 impl SectionRules {
     /// `before` is the image of the section before, where it is held.
     pub(super) fn section(&self, s: FloodSection, labels: Option<Array2<u64>>, before: Option<&Array2<u8>>) -> Section {
-        let FloodSection { image, exclude: mut closed, mut barred, initial } = s;
+        let FloodSection { image, exclude: mut closed, mut barred, initial, ends_objects } = s;
         closed.zip_mut_with(&image, |c, &v| *c |= v == 0);
         for mask in self.masks.iter().filter(|m| m.volume.is_none()) {
             mask.mark(|y, x| u64::from(image[[y, x]]), &mut closed, &mut barred);
         }
         let table = self.table(image.view(), &closed);
-        let jumps = match (&self.shift, before) {
+        let mut jumps = match (&self.shift, before) {
             (Some(shift), Some(before)) => shift.jumps(before.view(), image.view()),
             _ => Vec::new(),
         };
+        if ends_objects {
+            jumps = vec![Jump { y: (0, image.nrows()), x: (0, image.ncols()) }];
+        }
         Section { image, closed, barred, table, jumps, initial, labels }
     }
 

@@ -3,7 +3,7 @@
 //! Sections may come in any order; those that came early wait as records, without pixels, and beyond a few as their number
 //! alone. What is held does not grow with the number of sections.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -20,7 +20,7 @@ use super::montaging::{Montaged, Solved};
 use super::rendering::{Aligned, RenderInput};
 use super::telemetry::{StageName, Telemetry};
 use super::tiles::TileCache;
-use crate::align::{AlignConfig, Aligner, Alignment, SectionView, Verdict};
+use crate::align::{AlignConfig, Aligner, AlignerState, Alignment, Flow, Grade, Quality, SectionView, Verdict};
 use crate::publish::{SectionFiles, read_json, write_json};
 use crate::render::Renderer;
 
@@ -33,8 +33,18 @@ pub struct AlignmentFile {
     pub z: u32,
     /// Section pixel to volume pixel; none where the section is missing or could not be placed.
     pub map: Option<SectionToVolume>,
+    /// How far the place can be relied on, and why.
+    pub quality: Quality,
     /// The aligner's own record, in its own frame: what a restart continues from.
     pub record: Alignment,
+}
+
+impl AlignmentFile {
+    /// Whether the section has a place that its neighbours do not confirm: later sections are not laid onto it, and a flood does not
+    /// rely on it.
+    pub fn is_doubtful(&self) -> bool {
+        self.map.is_some() && self.quality.grade == Grade::Bad
+    }
 }
 
 /// `DIR/alignment.json`.
@@ -44,6 +54,42 @@ pub struct VolumeAlignment {
     pub direction: String,
     /// By section name.
     pub sections: BTreeMap<String, SectionToVolume>,
+}
+
+/// `sections/<z>/flow.json`: the patches that were matched. The mesh that they were solved for is the map in `alignment.json`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct FlowFile {
+    /// Name of the section.
+    pub section: String,
+    /// Its z.
+    pub z: u32,
+    /// By reference, nearest first.
+    pub flow: Vec<Flow>,
+}
+
+/// `DIR/aligning.json`: what a restart continues from.
+#[derive(Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct AligningFile {
+    state: AlignerState,
+    /// Records that the last section made final: their own files are written after this one.
+    frozen: Vec<Alignment>,
+}
+
+/// Sections between the montage and their final place.
+struct InMotion {
+    /// First z that the aligner has not seen.
+    came: u32,
+    /// First z whose place is not final.
+    written: u32,
+    /// What an earlier run left, until the aligner is made from it.
+    state: AlignerState,
+    /// Sections whose images it needs for that, and those images.
+    needed: Vec<SerialIndex>,
+    views: Vec<SectionView>,
+    aligner: Option<Aligner>,
+    /// Those of `written ..`, at most the lag and one.
+    held: VecDeque<Montaged>,
 }
 
 /// `DIR/alignment.json` on its way to the disk: one section's map at a time is in memory.
@@ -77,12 +123,7 @@ impl AlignBox {
         (montaged, aligned): (Receiver<Montaged>, Sender<RenderInput>),
         run: &RunToken,
     ) -> Result<(), StopError> {
-        let done = self.done()?;
-        let tail = self.tail(done)?;
-        let needed = Aligner::views_needed(&self.config, &tail);
-        // The aligner is made once the sections that it needs again have come.
-        let mut aligner = None;
-        let mut views = Vec::new();
+        let mut line = self.before()?;
         let mut waiting = Waiting::default();
         let mut next = 0;
         while let Some(section) = montaged.recv_blocking() {
@@ -90,29 +131,18 @@ impl AlignBox {
             drop(section);
             while let Some(section) = waiting.take(next, &self.out)? {
                 run.working_on(section.plan.section.to_string());
-                let file = if next < done {
-                    if !self.nominal && needed.contains(&SerialIndex(next)) {
-                        views.push(self.view(&section)?);
-                    }
-                    alignment_file(&self.out, next)?
-                } else {
-                    if aligner.is_none() {
-                        aligner = Some(Aligner::resume(self.config.clone(), &tail, &std::mem::take(&mut views))?);
-                    }
-                    let record = match &mut aligner {
-                        Some(aligner) if !self.nominal => self.place(aligner, &section)?,
-                        _ => unmoved(&section),
-                    };
-                    self.write(&section, record)?
-                };
-                let map = file.map.map(Arc::new);
-                aligned.send_blocking(RenderInput::Section(Aligned { montaged: section, map }))?;
+                if !self.nominal && line.needed.contains(&SerialIndex(next)) {
+                    line.views.push(self.view(&section)?);
+                }
+                for done in self.take(section, &mut line)? {
+                    aligned.send_blocking(RenderInput::Section(done))?;
+                }
                 next += 1;
             }
         }
         run.check()?;
-        write_json(&self.out.join("alignment.json"), &Published { out: &self.out, sections: next })?;
         if next < self.sections {
+            write_json(&self.out.join("alignment.json"), &Published { out: &self.out, sections: line.written })?;
             let text = format!(
                 "section z = {next} of {} never came; {} later ones wait for it. give every serial index once",
                 self.sections,
@@ -120,40 +150,105 @@ impl AlignBox {
             );
             return Err(std::io::Error::other(text).into());
         }
-        Ok(())
-    }
-
-    /// How many sections an earlier run aligned, from z = 0 on.
-    fn done(&self) -> Result<u32, StopError> {
-        let there = |z: &u32| SectionFiles::new(&self.out, *z).alignment().is_file();
-        Ok((0..self.sections).take_while(there).count() as u32)
-    }
-
-    /// The newest records of those, as far back as the aligner needs them.
-    fn tail(&self, done: u32) -> Result<Vec<Alignment>, StopError> {
-        let (mut tail, mut kept) = (Vec::new(), 0);
-        for z in (0..done).rev() {
-            if kept == self.config.references {
-                break;
-            }
-            let record = alignment_file(&self.out, z)?.record;
-            kept += u32::from(record.kept_as_reference);
-            tail.push(record);
+        for done in self.finish(&mut line)? {
+            aligned.send_blocking(RenderInput::Section(done))?;
         }
-        tail.reverse();
-        Ok(tail)
+        Ok(write_json(&self.out.join("alignment.json"), &Published { out: &self.out, sections: next })?)
     }
 
-    fn place(&mut self, aligner: &mut Aligner, section: &Montaged) -> Result<Alignment, StopError> {
-        let (serial, name) = (section.plan.serial, section.plan.name.clone());
+    /// What an earlier run left; records of sections that it froze last are written where they are lacking.
+    fn before(&self) -> Result<InMotion, StopError> {
+        let file: Option<AligningFile> = read_json(&self.aligning())?;
+        let AligningFile { state, frozen } = file.unwrap_or_default();
+        for record in frozen {
+            if !SectionFiles::new(&self.out, record.serial.0).alignment().is_file() {
+                self.write(record)?;
+            }
+        }
+        let came = state.next.map_or(0, |n| n.0);
+        let written = if self.nominal { self.written() } else { came - state.pending.len() as u32 };
+        let needed = state.views_needed();
+        Ok(InMotion { came, written, needed, views: vec![], state, aligner: None, held: VecDeque::new() })
+    }
+
+    /// How many sections an earlier run left where they were montaged, from z = 0 on.
+    fn written(&self) -> u32 {
+        let there = |z: &u32| SectionFiles::new(&self.out, *z).alignment().is_file();
+        (0..self.sections).take_while(there).count() as u32
+    }
+
+    /// Takes the next section; gives those that no longer move.
+    fn take(&mut self, section: Montaged, line: &mut InMotion) -> Result<Vec<Aligned>, StopError> {
+        let z = section.plan.serial.0;
+        if z < line.written {
+            return Ok(vec![aligned(section, alignment_file(&self.out, z)?)]);
+        }
+        if self.nominal {
+            line.written = z + 1;
+            let file = self.write(unmoved(&section))?;
+            return Ok(vec![aligned(section, file)]);
+        }
+        line.held.push_back(section);
+        if z < line.came {
+            return Ok(vec![]);
+        }
+        let records = self.place(z, line)?;
+        self.release(records, line)
+    }
+
+    /// All sections have come.
+    fn finish(&mut self, line: &mut InMotion) -> Result<Vec<Aligned>, StopError> {
+        if line.held.is_empty() {
+            return Ok(vec![]);
+        }
+        let records = self.aligner(line)?.finish();
+        self.release(records, line)
+    }
+
+    /// The aligner, made once the sections that it needs again have come.
+    fn aligner<'a>(&self, line: &'a mut InMotion) -> Result<&'a mut Aligner, StopError> {
+        if line.aligner.is_none() {
+            let (state, views) = (std::mem::take(&mut line.state), std::mem::take(&mut line.views));
+            line.aligner = Some(Aligner::resume(self.config.clone(), state, &views)?);
+        }
+        line.aligner.as_mut().ok_or_else(|| std::io::Error::other("it was made above").into())
+    }
+
+    /// Writes down what the aligner knows, then the records; the sections go on.
+    fn release(&self, frozen: Vec<Alignment>, line: &mut InMotion) -> Result<Vec<Aligned>, StopError> {
+        for record in frozen.iter().filter(|r| !r.flow.is_empty()) {
+            let (section, z) = (record.name.clone(), record.serial.0);
+            let file = FlowFile { section, z, flow: record.flow.clone() };
+            write_json(&SectionFiles::new(&self.out, z).flow(), &file)?;
+        }
+        let state = self.aligner(line)?.state().clone();
+        let file = AligningFile { state, frozen };
+        write_json(&self.aligning(), &file)?;
+        let mut done = vec![];
+        for record in file.frozen {
+            let section = line.held.pop_front().ok_or_else(|| std::io::Error::other("a record without its section"))?;
+            line.written = record.serial.0 + 1;
+            done.push(aligned(section, self.write(record)?));
+        }
+        Ok(done)
+    }
+
+    fn aligning(&self) -> PathBuf {
+        self.out.join("aligning.json")
+    }
+
+    fn place(&mut self, z: u32, line: &mut InMotion) -> Result<Vec<Alignment>, StopError> {
+        let section = line.held.back().filter(|s| s.plan.serial.0 == z).cloned();
+        let section = section.ok_or_else(|| std::io::Error::other("the section to place is not held"))?;
+        let aligner = self.aligner(line)?;
         if section.montage.tiles.is_empty() {
-            return Ok(aligner.missing(serial, &name)?);
+            return Ok(aligner.missing(section.plan.serial, &section.plan.name)?);
         }
         let pixels = section.plan.tiles().map(|t| u64::from(t.size.x) * u64::from(t.size.y)).sum();
         let telemetry = self.telemetry.clone();
         telemetry.time(StageName::Align, pixels, || {
-            let view = self.view(section)?;
-            Ok(aligner.align_next(&view)?)
+            let view = self.view(&section)?;
+            Ok(aligner.push(&view)?)
         })
     }
 
@@ -173,14 +268,19 @@ impl AlignBox {
         Ok(SectionView { serial: section.plan.serial, name: section.plan.name.clone(), image, origin: extent.min })
     }
 
-    fn write(&self, section: &Montaged, record: Alignment) -> Result<AlignmentFile, StopError> {
+    fn write(&self, record: Alignment) -> Result<AlignmentFile, StopError> {
         let origin = Xy::new(self.origin.x as f64, self.origin.y as f64);
         let map = record.map.as_ref().map(|m| shifted(&m.0, origin)).transpose()?;
-        let (name, z) = (section.plan.name.clone(), section.plan.serial.0);
-        let file = AlignmentFile { section: name, z, map: map.map(SectionToVolume), record };
+        let (section, z) = (record.name.clone(), record.serial.0);
+        let quality = Quality::of(&record, &self.config);
+        let file = AlignmentFile { section, z, map: map.map(SectionToVolume), quality, record };
         write_json(&SectionFiles::new(&self.out, z).alignment(), &file)?;
         Ok(file)
     }
+}
+
+fn aligned(montaged: Montaged, file: AlignmentFile) -> Aligned {
+    Aligned { montaged, map: file.map.map(Arc::new) }
 }
 
 /// Sections that came before their turn, by z; beyond a few only that they did.
@@ -260,7 +360,11 @@ fn unmoved(section: &Montaged) -> Alignment {
         kept_as_reference: false,
         references: Vec::new(),
         stiffness: None,
-        drift: None,
+        in_pieces: false,
+        key: None,
+        shape: None,
+        residual_map: None,
+        flow: Vec::new(),
     }
 }
 
@@ -311,7 +415,8 @@ mod tests {
         for z in 0..3 {
             let record = unmoved(&section(z));
             let map = (z != 1).then_some(SectionToVolume(Map::IDENTITY));
-            let file = AlignmentFile { section: format!("s{z}"), z, map, record };
+            let quality = Quality::of(&record, &AlignConfig::default());
+            let file = AlignmentFile { section: format!("s{z}"), z, map, quality, record };
             write_json(&SectionFiles::new(dir.path(), z).alignment(), &file).expect("writes");
         }
         let path = dir.path().join("alignment.json");

@@ -14,6 +14,7 @@ use super::checkpoints::Checkpoints;
 use super::commits::Commits;
 use super::config::StagesConfig;
 use super::extras::FloodExtras;
+use super::gaps::Gaps;
 use super::gate::Gate;
 use super::provisional::{Light, ProvisionalBox, SKIP_EXPLORED, lent};
 use super::rendering::BAND_PX;
@@ -183,9 +184,10 @@ impl Layout {
         let tiles = u64::from(plan.beams) * u64::from(plan.mfovs_per_section);
         let tile = u64::from(plan.tile_px.x) * u64::from(plan.tile_px.y);
         fixed("ledger cache", Ledger::CACHE.0);
-        // Measures, matches and places; as many sections again may wait for an earlier one to be aligned.
+        // Measures, matches and places; as many sections again may wait for an earlier one to be aligned, and a few for later ones.
         let open = u64::from(stages.edges.open_sections.min(plan.sections));
-        fixed("records of open sections", 2 * open * tiles * 4096);
+        let held = u64::from(stages.align.lag) + 1;
+        fixed("records of open sections", (2 * open + held) * tiles * 4096);
         // One more pair at a time where retakes are matched.
         fixed("match working", (self.workers() as u64 + 1) * 2 * tile);
         fixed("align references", Aligner::held_bytes(&stages.align, area));
@@ -254,6 +256,7 @@ impl Layout {
                     workers,
                     factory: lent(factory),
                     image: Reduced::open(&self.config.out.join("volume/image"), 2 * r)?,
+                    gaps: self.gaps(),
                     mask: self.exclusion(2 * r)?,
                     labels: LabelSpec { shape, voxel_size, origin: Zyx::new(0, 0, 0), chunk },
                     path: self.config.out.join("volume/labels_light"),
@@ -263,6 +266,10 @@ impl Layout {
         };
         let (gate, commits, telemetry) = (gate.clone(), commits.clone(), telemetry.clone());
         Ok(ProvisionalBox { gate, light, commits, telemetry, held: Vec::new(), begin: 0 })
+    }
+
+    fn gaps(&self) -> Gaps {
+        Gaps::new(self.config.stages.segment.flood.bridge, Some(self.config.out.clone()))
     }
 
     /// What is kept out of a segmentation at this reduction.
@@ -349,6 +356,7 @@ impl Layout {
             flood,
             workers,
             image: Reduced::open(&self.config.out.join("volume/image"), r)?,
+            gaps: self.gaps(),
             mask: self.exclusion(r)?,
             extras,
             labels: LabelWriter::create(&self.config.out.join("volume/labels"), spec)?,

@@ -12,6 +12,7 @@ use kinesin_stream::volume::{ImageSpec, ImageWriter, LabelSpec, LabelWriter, Red
 use super::checkpoints::Checkpoints;
 use super::commits::Commits;
 use super::extras::FloodExtras;
+use super::gaps::Gaps;
 use super::layout::mask_bytes;
 use super::rendering::Rendered;
 use super::segmenting::{Exclusion, FloodBox, FloodMeter, MaskBox, Reduced, chunk_thickness};
@@ -90,6 +91,7 @@ pub fn flood_volume(
         flood,
         workers: job.workers,
         image: Reduced::whole(job.image),
+        gaps: Gaps::new(config.bridge, None),
         mask,
         extras,
         labels: LabelWriter::create(&job.out.join("volume/labels"), spec)?,

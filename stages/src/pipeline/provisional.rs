@@ -17,9 +17,10 @@ use kinesin_stream::volume::{LabelSpec, LabelWriter};
 use ndarray::Array3;
 
 use super::commits::{Commit, Commits};
+use super::gaps::Gaps;
 use super::gate::Gate;
 use super::rendering::Rendered;
-use super::segmenting::{Exclusion, Reduced, flood_section};
+use super::segmenting::{Exclusion, Reduced};
 use super::telemetry::Telemetry;
 use crate::flood::{FloodConfig, FloodError, FloodSection, RollingFlood, Watch};
 use crate::model::Model;
@@ -38,6 +39,7 @@ pub(super) struct Light {
     pub(super) workers: usize,
     pub(super) factory: NetworkFactory,
     pub(super) image: Reduced,
+    pub(super) gaps: Gaps,
     pub(super) mask: Option<Exclusion>,
     /// The volume, begun with the first window.
     pub(super) labels: LabelSpec,
@@ -94,7 +96,7 @@ impl ProvisionalBox {
             self.held.clear();
             self.begin = z;
         }
-        self.held.push(flood_section(&light.image, light.mask.as_ref(), z as usize)?);
+        self.held.push(light.gaps.section(&light.image, light.mask.as_ref(), z as usize)?);
         if self.held.len() < light.window.z {
             return Ok(());
         }

@@ -17,6 +17,7 @@ use super::commits::{Commit, Commits};
 use super::gate::Gate;
 use super::gather::Closed;
 use super::montaging::Montaged;
+use super::reslice::{Reslice, Rows};
 use super::revising::Reviser;
 use super::telemetry::{Moment, StageName, Telemetry};
 use super::tiles::TileCache;
@@ -76,6 +77,7 @@ pub(super) struct RenderBox {
     pub(super) renderer: Renderer,
     pub(super) tiles: TileCache,
     pub(super) image: ImageWriter,
+    pub(super) reslice: Reslice,
     pub(super) commits: Arc<Commits>,
     /// None for recorded data.
     pub(super) ledger: Option<Ledger>,
@@ -144,13 +146,16 @@ impl RenderBox {
         let shape = self.image.spec().shape;
         let plane = BoxXy { min: Xy::new(0, 0), max: Xy::new(shape.x as i64, shape.y as i64) };
         let (tiles, renderer, image) = (&mut self.tiles, &self.renderer, &self.image);
+        let (reslice, mut strip) = (&mut self.reslice, Rows::default());
         let pixels = (shape.x * shape.y) as u64;
         self.telemetry.time(StageName::Render, pixels, || -> Result<(), StopError> {
             let mut rows_out = image.section(z as usize)?;
             tiles.draw(renderer, &placed, (plane, 1), BAND_PX, |rows| -> Result<(), StopError> {
+                reslice.gather(&mut strip, rows.view());
                 Ok(rows_out.push_rows(rows.view())?)
             })?;
             rows_out.finish()?;
+            reslice.write(z, &strip)?;
             Ok(())
         })?;
         self.tiles.clear();

@@ -15,6 +15,7 @@ use ndarray::{Array2, Axis};
 
 use super::commits::{Commit, Commits};
 use super::extras::FloodExtras;
+use super::gaps::Gaps;
 use super::gate::Gate;
 use super::rendering::Rendered;
 use super::telemetry::{Moment, StageName, Telemetry};
@@ -115,7 +116,8 @@ pub struct Exclusion {
 }
 
 impl Exclusion {
-    fn section(&self, z: usize, shape: (usize, usize)) -> Result<Array2<bool>, StopError> {
+    /// Of section `z`, at the shape of the segmentation.
+    pub(super) fn section(&self, z: usize, shape: (usize, usize)) -> Result<Array2<bool>, StopError> {
         let classes = section(&*self.classes, z)?;
         let at = |i: usize, n: usize| (((i as f64 + 0.5) / self.scale) as usize).min(n - 1);
         let (rows, columns) = classes.dim();
@@ -124,21 +126,13 @@ impl Exclusion {
     }
 }
 
-/// A section as a flood sees it.
-pub(super) fn flood_section(image: &Reduced, mask: Option<&Exclusion>, z: usize) -> Result<FloodSection, StopError> {
-    let image = image.section(z)?;
-    let exclude = match mask {
-        None => Array2::from_elem(image.dim(), false),
-        Some(mask) => mask.section(z, image.dim())?,
-    };
-    Ok(FloodSection::new(image, exclude))
-}
-
 pub(super) struct FloodBox {
     pub(super) flood: RollingFlood,
     /// Threads that flood.
     pub(super) workers: usize,
     pub(super) image: Reduced,
+    /// Sections that it cannot rely on.
+    pub(super) gaps: Gaps,
     /// What is not to be segmented.
     pub(super) mask: Option<Exclusion>,
     /// What else is read and written.
@@ -206,8 +200,8 @@ impl FloodBox {
         Ok(done)
     }
 
-    fn section(&self, z: usize) -> Result<FloodSection, StopError> {
-        let mut section = flood_section(&self.image, self.mask.as_ref(), z)?;
+    fn section(&mut self, z: usize) -> Result<FloodSection, StopError> {
+        let mut section = self.gaps.section(&self.image, self.mask.as_ref(), z)?;
         self.extras.add(z, &mut section)?;
         Ok(section)
     }

@@ -92,6 +92,11 @@ impl SectionFiles {
         self.folder.join("alignment.json")
     }
 
+    /// The patches that the section's alignment was solved from.
+    pub fn flow(&self) -> PathBuf {
+        self.folder.join("flow.json")
+    }
+
     /// Per tile metrics and verdicts.
     pub fn quality(&self) -> PathBuf {
         self.folder.join("quality.json")

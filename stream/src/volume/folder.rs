@@ -4,9 +4,10 @@ use std::cmp::Ordering;
 use std::path::{Path, PathBuf};
 
 use super::image_file::{self, Header};
-use super::planes::{Decode, Plane, Planes};
+use super::planes::{Decode, Plane, Planes, Samples};
 use super::{VolumeError, VolumeInfo, VolumeSource};
-use crate::geometry::Zyx;
+use crate::geometry::{Xy, Zyx};
+use ndarray::Array2;
 
 struct Folder {
     files: Vec<PathBuf>,
@@ -26,6 +27,40 @@ pub(super) fn open(path: &Path) -> Result<Box<dyn VolumeSource>, VolumeError> {
         origin: Zyx::default(),
     };
     Ok(Box::new(Planes::new(info, Folder { files })))
+}
+
+/// One image of a folder, whatever its size.
+#[derive(Debug)]
+pub struct SectionImage {
+    /// The file.
+    pub path: PathBuf,
+    /// Its width and height as its head says, or why that cannot be read.
+    pub size: Result<Xy<usize>, VolumeError>,
+}
+
+impl SectionImage {
+    /// The whole image, axes y, x.
+    ///
+    /// # Errors
+    /// Where it cannot be read or is not 8-bit grey.
+    pub fn read(&self) -> Result<Array2<u8>, VolumeError> {
+        let plane = image_file::decode(&self.path)?;
+        let Samples::U8(values) = plane.samples else {
+            let what = format!("an image of {}", plane.samples.dtype());
+            return Err(VolumeError::unsupported(&self.path, what, "convert it to 8-bit grey"));
+        };
+        let size = (plane.height, plane.width);
+        Array2::from_shape_vec(size, values).map_err(|e| VolumeError::format(&self.path, e.to_string()))
+    }
+}
+
+/// The images of a folder in section order; they need not be alike, nor readable.
+///
+/// # Errors
+/// Where the folder cannot be listed, or a section is there twice.
+pub fn section_images(path: &Path) -> Result<Vec<SectionImage>, VolumeError> {
+    let size = |path: &PathBuf| image_file::header(path).map(|h| Xy::new(h.width, h.height));
+    Ok(sections(path)?.into_iter().map(|path| SectionImage { size: size(&path), path }).collect())
 }
 
 /// The image files of a folder in section order.

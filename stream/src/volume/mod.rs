@@ -35,6 +35,7 @@ use serde::{Deserialize, Serialize};
 use crate::geometry::{BoxZyx, VoxelSize, Zyx};
 
 pub use commit_log::{CommitLog, Equivalence};
+pub use folder::{SectionImage, section_images};
 pub use image_writer::{ImageSpec, ImageWriter, Reduce, SectionWriter};
 pub use label_writer::{LabelSpec, LabelWriter};
 pub use publish::Durability;

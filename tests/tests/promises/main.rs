@@ -2,6 +2,7 @@
 //! as a user's script reads it.
 
 mod accuracy;
+mod align;
 mod bad_input;
 mod conservation;
 mod determinism;

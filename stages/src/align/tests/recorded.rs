@@ -67,9 +67,8 @@ fn run(tissue: &[Array2<u8>], (degrees, shift, sd): (f64, f64, f64), config: Ali
     let warps: Vec<Deformation> =
         (100..).take(tissue.len()).map(|seed| Deformation::new(seed, Xy::new(w, h), degrees, shift, sd)).collect();
     let s = config.reduction;
-    let mut aligner = Aligner::new(config).expect("allowed");
-    let views = tissue.iter().zip(&warps).zip(0u32..).map(|((t, d), z)| view(z, &deformed(t, d), s));
-    let done = views.map(|v| aligner.align_next(&v).expect("in order")).collect();
+    let views = tissue.iter().zip(&warps).zip(0u32..).map(|((t, d), z)| Some(view(z, &deformed(t, d), s)));
+    let done = align_views(config, views);
     Run { done, warps, size: h.min(w) }
 }
 

@@ -9,6 +9,7 @@ use crate::model::FfnRules;
 use crate::runtime::RuleNetwork;
 
 mod arms;
+mod gaps;
 mod one_owner;
 
 const SHAPE: Zyx<usize> = Zyx::new(40, 70, 90);
