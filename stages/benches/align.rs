@@ -18,6 +18,8 @@ use sections::{Damage, Grey, Recipe, Warp, cortex, cube, drawn, mosaic, view};
 
 /// Distance from damage at which tissue counts, pixels.
 const MARGIN: f64 = 10.0;
+/// A second row of damaged stacks counts tissue from here on.
+const FAR: f64 = 30.0;
 /// Warp: degrees, pixels of shift, sd of the field.
 const WARP: (f64, f64, f64) = (3.0, 40.0, 6.0);
 
@@ -161,7 +163,7 @@ fn cpu_seconds() -> f64 {
 
 fn report(name: &str, run: &Run, stack: &Stack, beside: Option<&Run>) {
     let placed: Vec<usize> = (0..run.done.len()).filter(|z| run.done[*z].map.is_some()).collect();
-    let pairs: Vec<Vec<f64>> = placed.windows(2).map(|w| apart(run, stack, (w[0], w[1]), beside)).collect();
+    let pairs: Vec<Vec<f64>> = placed.windows(2).map(|w| apart(run, stack, (w[0], w[1]), (beside, MARGIN))).collect();
     let row = |name: &str, mut all: Vec<f64>, n: usize, tail: &str| {
         all.sort_by(f64::total_cmp);
         let at = |p: f64| all.get((all.len() as f64 * p) as usize).copied().unwrap_or(f64::NAN);
@@ -171,6 +173,10 @@ fn report(name: &str, run: &Run, stack: &Stack, beside: Option<&Run>) {
     };
     let told = format!("{:>9.1} | {}", run.mpx / run.cpu, verdicts(run));
     row(name, pairs.concat(), pairs.len(), &told);
+    if run.recipes.iter().any(|r| r.damage.any()) {
+        let far = placed.windows(2).flat_map(|w| apart(run, stack, (w[0], w[1]), (beside, FAR))).collect();
+        row(&format!("  {FAR} px away"), far, pairs.len(), "");
+    }
     // By pair, for whoever looks for the section that is to blame.
     if std::env::var_os("ALIGN_PAIRS").is_some() {
         for (w, pair) in placed.windows(2).zip(pairs) {
@@ -186,11 +192,11 @@ fn report(name: &str, run: &Run, stack: &Stack, beside: Option<&Run>) {
 }
 
 /// Residuals between two sections.
-fn apart(run: &Run, stack: &Stack, (a, b): (usize, usize), beside: Option<&Run>) -> Vec<f64> {
+fn apart(run: &Run, stack: &Stack, (a, b): (usize, usize), (beside, margin): (Option<&Run>, f64)) -> Vec<f64> {
     let size = stack.size as f64;
     let side = stack.planes[0].nrows();
     let at = |run: &Run, z: usize, t: Xy<f64>| -> Option<Xy<f64>> {
-        let p = run.recipes[z].to_section(t, MARGIN)?;
+        let p = run.recipes[z].to_section(t, margin)?;
         let inside = p.x >= 0.0 && p.y >= 0.0 && p.x < size && p.y < size;
         inside.then(|| run.done[z].map.as_ref().map(|m| m.0.apply(p)))?
     };

@@ -58,6 +58,11 @@ impl Damage {
         Self { cut: None, spots }
     }
 
+    /// Whether there is any.
+    pub(crate) fn any(&self) -> bool {
+        self.cut.is_some() || !self.spots.is_empty()
+    }
+
     /// Where a section pixel lay before it was damaged; none where nothing of it is seen.
     pub(super) fn heal(&self, p: Xy<f64>) -> Option<Xy<f64>> {
         if self.near(p, 0.0) {

@@ -35,6 +35,8 @@ const LEAST_JUMP_PX: f64 = 12.0;
 const LONGEST_BORDER: f64 = 2.2;
 /// A piece correlates at least this well, as a part of the best piece's mean.
 const LEAST_SCORE: f64 = 0.7;
+/// What that distance costs: decides at the rim, where the reference shows nothing to correlate with.
+const PRIOR: f64 = 0.5;
 /// Distance of the nodes of the resulting grid, full-resolution pixels; grows where a section would need more than [`MOST_NODES`] a side.
 const NODE_PX: u32 = 8;
 const MOST_NODES: f64 = 400.0;
@@ -102,7 +104,8 @@ impl Labels {
             let nearest = far.iter().copied().fold(f64::MAX, f64::min);
             let open: Vec<usize> = (0..maps.len()).filter(|k| far[*k] <= nearest + FURTHER_PX).collect();
             for i in (y..(y + SIDE).min(h)).flat_map(|r| (x..(x + SIDE).min(w)).map(move |c| r * w + c)) {
-                let best = open.iter().copied().reduce(|a, b| if scores[b][i] > scores[a][i] { b } else { a });
+                let rank = |k: usize| f64::from(scores[k][i]) - PRIOR * (far[k] - nearest) / FURTHER_PX;
+                let best = open.iter().copied().reduce(|a, b| if rank(b) > rank(a) { b } else { a });
                 let best = best.expect("the nearest piece is open");
                 (piece[i], score[i]) = (best as u8, scores[best][i]);
             }
