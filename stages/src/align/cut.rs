@@ -16,6 +16,7 @@ use rayon::prelude::*;
 
 use super::fine::{Axes, Tied, axes};
 use super::fit;
+use super::links::near_inverse;
 use super::plane::{Plane, deviation};
 use super::warp::linear_inverse;
 
@@ -40,6 +41,9 @@ const PRIOR: f64 = 0.5;
 /// Distance of the nodes of the resulting grid, full-resolution pixels; grows where a section would need more than [`MOST_NODES`] a side.
 const NODE_PX: u32 = 8;
 const MOST_NODES: f64 = 400.0;
+/// Distance of the volume pixels at which it is checked that a map can be drawn by, and how far beyond the section, full-resolution pixels.
+const CHECKED_PX: f64 = 4.0;
+const MARGIN_PX: f64 = 128.0;
 /// Sweeps of the harmonic filling: gaps are a few nodes wide.
 const SWEEPS: usize = 100;
 
@@ -229,7 +233,26 @@ pub(super) fn merged(maps: &[Map], labels: &Labels, low: Xy<f64>, high: Xy<f64>)
         nodes.push(q);
     }
     fill(&mut nodes, &squeezed, nx);
-    Grid::new(xs.clone(), ys.clone(), nodes).ok().map(|g| (Map::Grid(g), (xs, ys)))
+    let map = Map::Grid(Grid::new(xs.clone(), ys.clone(), nodes).ok()?);
+    drawable(&map, low, high).then_some((map, (xs, ys)))
+}
+
+/// Whether every volume pixel about the section comes from one place in it: else nothing can be drawn by the map.
+fn drawable(map: &Map, low: Xy<f64>, high: Xy<f64>) -> bool {
+    let guess = near_inverse(map);
+    let corners = [low, Xy::new(high.x, low.y), Xy::new(low.x, high.y), high].map(|p| map.apply(p));
+    let reach = |v: [f64; 4]| {
+        let (first, last) = v.iter().fold((f64::MAX, f64::MIN), |(a, b), v| (a.min(*v), b.max(*v)));
+        (((first - MARGIN_PX) / CHECKED_PX).floor() as i64, ((last + MARGIN_PX) / CHECKED_PX).ceil() as i64)
+    };
+    let (left, right) = reach(corners.map(|c| c.x));
+    let (top, bottom) = reach(corners.map(|c| c.y));
+    (top..=bottom).into_par_iter().all(|y| {
+        (left..=right).all(|x| {
+            let q = Xy::new(x as f64 * CHECKED_PX, y as f64 * CHECKED_PX);
+            map.invert_at(q, guess.apply(q)).is_some_and(|p| (map.apply(p) - q).norm() < 0.1)
+        })
+    })
 }
 
 /// Puts the squeezed nodes at the mean of their neighbours.

@@ -203,7 +203,8 @@ fn in_pieces(
         labels = labelled(&maps, &members(&tied));
     }
     let merged = cut::merged(&maps, &labels, low, high);
-    let (map, axes) = merged.ok_or("the pieces do not make a map")?;
+    // Pieces that lie across each other cannot be drawn: the section is bent as a whole then.
+    let Some((map, axes)) = merged else { return Ok(None) };
     let by_reference = (0..sources.fixed.len()).map(|r| tied.iter().flat_map(|t| t[r].iter().copied()).collect());
     Ok(Some(InPieces { map, axes, tied: by_reference.collect() }))
 }
