@@ -233,12 +233,11 @@ pub(super) fn merged(maps: &[Map], labels: &Labels, low: Xy<f64>, high: Xy<f64>)
         nodes.push(q);
     }
     fill(&mut nodes, &squeezed, nx);
-    let map = Map::Grid(Grid::new(xs.clone(), ys.clone(), nodes).ok()?);
-    drawable(&map, low, high).then_some((map, (xs, ys)))
+    Grid::new(xs.clone(), ys.clone(), nodes).ok().map(|g| (Map::Grid(g), (xs, ys)))
 }
 
 /// Whether every volume pixel about the section comes from one place in it: else nothing can be drawn by the map.
-fn drawable(map: &Map, low: Xy<f64>, high: Xy<f64>) -> bool {
+pub(super) fn drawable(map: &Map, low: Xy<f64>, high: Xy<f64>) -> bool {
     let guess = near_inverse(map);
     let corners = [low, Xy::new(high.x, low.y), Xy::new(low.x, high.y), high].map(|p| map.apply(p));
     let reach = |v: [f64; 4]| {

@@ -204,7 +204,7 @@ fn in_pieces(
     }
     let merged = cut::merged(&maps, &labels, low, high);
     // Pieces that lie across each other cannot be drawn: the section is bent as a whole then.
-    let Some((map, axes)) = merged else { return Ok(None) };
+    let Some((map, axes)) = merged.filter(|(map, _)| cut::drawable(map, low, high)) else { return Ok(None) };
     let by_reference = (0..sources.fixed.len()).map(|r| tied.iter().flat_map(|t| t[r].iter().copied()).collect());
     Ok(Some(InPieces { map, axes, tied: by_reference.collect() }))
 }
