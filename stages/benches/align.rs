@@ -6,6 +6,8 @@
 //! (every 8 px), at least 10 px from damage. The pair across a missing section counts as one. *Mpx per CPU-s*: full-resolution pixels of the
 //! sections after the first by the CPU seconds of the process (one thread; reducing the image included, cutting it not).
 //! `beside` (cortex): the same distance less that of the same stack without warp, since the recorded stack itself jumps.
+//!
+//! With `KINESIN_CUT=DIR` the sections of the cases go to `DIR`, where `peers/align.py DIR` runs other programs on them.
 
 mod sections;
 
@@ -14,7 +16,7 @@ use kinesin_stream::geometry::Xy;
 use kinesin_stream::ids::SerialIndex;
 use kinesin_stream::map::Affine;
 use ndarray::Array2;
-use sections::{Damage, Grey, Recipe, Warp, cortex, cube, drawn, mosaic, view};
+use sections::{Damage, Grey, Recipe, Warp, cortex, cube, drawn, export, mosaic, view};
 
 /// Distance from damage at which tissue counts, pixels.
 const MARGIN: f64 = 10.0;
@@ -162,6 +164,12 @@ fn cpu_seconds() -> f64 {
 }
 
 fn report(name: &str, run: &Run, stack: &Stack, beside: Option<&Run>) {
+    if let Some(folder) = std::env::var_os("KINESIN_CUT") {
+        let there = run.done.iter().filter(|a| a.verdict != Verdict::Missing).map(|a| a.serial.0 as usize);
+        let sections: Vec<_> = there.map(|z| (z, &run.recipes[z], &stack.planes[z])).collect();
+        export((folder.as_ref(), name, stack.size), &sections, &points(stack), (MARGIN, FAR))
+            .expect("a folder to write to");
+    }
     let placed: Vec<usize> = (0..run.done.len()).filter(|z| run.done[*z].map.is_some()).collect();
     let pairs: Vec<Vec<f64>> = placed.windows(2).map(|w| apart(run, stack, (w[0], w[1]), (beside, MARGIN))).collect();
     let row = |name: &str, mut all: Vec<f64>, n: usize, tail: &str| {
@@ -194,19 +202,23 @@ fn report(name: &str, run: &Run, stack: &Stack, beside: Option<&Run>) {
 /// Residuals between two sections.
 fn apart(run: &Run, stack: &Stack, (a, b): (usize, usize), (beside, margin): (Option<&Run>, f64)) -> Vec<f64> {
     let size = stack.size as f64;
-    let side = stack.planes[0].nrows();
     let at = |run: &Run, z: usize, t: Xy<f64>| -> Option<Xy<f64>> {
         let p = run.recipes[z].to_section(t, margin)?;
         let inside = p.x >= 0.0 && p.y >= 0.0 && p.x < size && p.y < size;
         inside.then(|| run.done[z].map.as_ref().map(|m| m.0.apply(p)))?
     };
     let step = |run: &Run, t| Some(at(run, b, t)? - at(run, a, t)?);
-    let points = (0..side).step_by(8).flat_map(|y| (0..side).step_by(8).map(move |x| Xy::new(x as f64, y as f64)));
     let off = |t| {
         let base = beside.map_or(Some(Xy::default()), |still| step(still, t))?;
         Some((step(run, t)? - base).norm())
     };
-    points.filter_map(off).collect()
+    points(stack).into_iter().filter_map(off).collect()
+}
+
+/// The tissue points that are looked at.
+fn points(stack: &Stack) -> Vec<Xy<f64>> {
+    let side = stack.planes[0].nrows();
+    (0..side).step_by(8).flat_map(|y| (0..side).step_by(8).map(move |x| Xy::new(x as f64, y as f64))).collect()
 }
 
 fn rms(v: &[f64]) -> f64 {

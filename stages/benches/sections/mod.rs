@@ -8,10 +8,12 @@
 //! drawn: a random Voronoi pattern whose centres wander.
 
 mod damage;
+mod export;
 mod tissue;
 mod warp;
 
 pub(crate) use damage::{Damage, Grey};
+pub(crate) use export::export;
 pub(crate) use tissue::{cortex, cube, drawn, mosaic};
 pub(crate) use warp::Warp;
 
