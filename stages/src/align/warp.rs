@@ -159,8 +159,10 @@ fn halve(source: &Plane, back: &Back<'_>, cell: &Cell, target: &Target, out: &mu
 
 /// A straight run of bilinear samples; empty where one of the four neighbours is.
 fn sample(source: &Plane, start: Xy<f64>, step: Xy<f64>, out: &mut [u8]) {
-    let fixed = |v: f64| (v * f64::from(1u32 << FRACTION)) as i64;
-    let (mut x, mut y, dx, dy) = (fixed(start.x), fixed(start.y), fixed(step.x), fixed(step.y));
+    let fixed = |v: f64| (v * f64::from(1u32 << FRACTION)).round() as i64;
+    // The 256 places between two pixels are rounded to, not down to: what is drawn again and again would creep.
+    let (half, dx, dy) = (1 << (FRACTION - 9), fixed(step.x), fixed(step.y));
+    let (mut x, mut y) = (fixed(start.x) + half, fixed(start.y) + half);
     let (w, h) = (source.width, source.height);
     for o in out {
         let (c, r) = ((x >> FRACTION) as usize, (y >> FRACTION) as usize);
