@@ -3,10 +3,11 @@
 use std::fmt;
 use std::path::Path;
 
-use kinesin_stages::align::Grade;
+use kinesin_stages::align::{Grade, Verdict};
 use kinesin_stages::pipeline::AlignmentFile;
 use kinesin_stages::publish::{SectionFiles, read_json};
 use serde::Serialize;
+use serde_json::Value;
 
 use crate::outcome::Failure;
 
@@ -45,7 +46,10 @@ pub(crate) fn of(out: &Path, sections: u32) -> Result<Vec<Doubt>, Failure> {
     let mut doubts = Vec::new();
     for z in 0..sections {
         let file: Option<AlignmentFile> = read_json(&SectionFiles::new(out, z).alignment()).map_err(Failure::fault)?;
-        let Some(AlignmentFile { section: name, quality, .. }) = file else { continue };
+        let Some(AlignmentFile { section: name, mut quality, record, .. }) = file else { continue };
+        if record.verdict == Verdict::Missing {
+            quality.reasons.extend(lost(out, z)?);
+        }
         if quality.grade != Grade::Good {
             doubts.push(Doubt { z, name, grade: quality.grade, reasons: quality.reasons });
         }
@@ -56,4 +60,11 @@ pub(crate) fn of(out: &Path, sections: u32) -> Result<Vec<Doubt>, Failure> {
         doubts.sort_by_key(|d| d.z);
     }
     Ok(doubts)
+}
+
+/// Why the first tile of a section was lost; none where none was.
+fn lost(out: &Path, z: u32) -> Result<Option<String>, Failure> {
+    let quality: Option<Value> = read_json(&SectionFiles::new(out, z).quality()).map_err(Failure::fault)?;
+    let why = |q: Value| q["lost"].as_object()?.values().next()?.as_str().map(str::to_owned);
+    Ok(quality.and_then(why))
 }

@@ -37,6 +37,7 @@ pub mod instrument;
 pub mod ledger;
 pub mod merge;
 pub mod metrics;
+mod numbering;
 pub mod offline;
 pub mod outcome;
 pub mod part;

@@ -28,7 +28,7 @@ use crate::instrument::Opened;
 use crate::outcome::{Failure, Outcome};
 use crate::progress::Progress;
 use crate::site::SiteFile;
-use crate::{doubts, exchange, prepare, report, segment};
+use crate::{doubts, exchange, numbering, prepare, report, segment};
 
 /// `kinesin sim`.
 pub fn sim(args: &RunArgs, as_json: bool) -> Result<Outcome, Failure> {
@@ -72,8 +72,18 @@ pub fn stitch(args: &OfflineArgs, as_json: bool) -> Result<Outcome, Failure> {
 /// `kinesin align`.
 pub fn align(args: &OfflineArgs, as_json: bool) -> Result<Outcome, Failure> {
     let images = args.input.is_dir() && volume::section_images(&args.input).is_ok_and(|files| !files.is_empty());
-    let recorded = if images { Input::images(args)? } else { Input::dataset(args)? };
+    let recorded = if images { Input::images(args)? } else { Input::dataset(args).map_err(or_images)? };
     line(args, recorded, Nominal::default(), "align", as_json)
+}
+
+/// Of an input that is nothing recorded: what else `align` takes.
+fn or_images(failure: Failure) -> Failure {
+    match failure {
+        Failure::Input(text) => {
+            Failure::Input(format!("{text}, or for align a folder of 8-bit grey images (png, tif, jpg), one a section"))
+        }
+        other => other,
+    }
 }
 
 /// Recorded sections, whatever they were recorded as.
@@ -200,6 +210,9 @@ impl Input {
             let why = files.iter().find_map(|f| f.size.as_ref().err().map(ToString::to_string)).unwrap_or_default();
             return Err(Failure::Input(format!("{}: no image can be read: {why}", args.input.display())));
         };
+        for remark in numbering::remarks(&files, args.pixel_nm) {
+            eprintln!("note: {remark}");
+        }
         let px = |size: Xy<usize>| Xy::new(size.x as u32, size.y as u32);
         let (mut sections, mut lost) = (Vec::new(), BTreeMap::new());
         for (z, file) in (0u32..).zip(&files) {

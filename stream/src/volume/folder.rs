@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::image_file::{self, Header};
 use super::planes::{Decode, Plane, Planes, Samples};
-use super::{VolumeError, VolumeInfo, VolumeSource};
+use super::{Dtype, VolumeError, VolumeInfo, VolumeSource};
 use crate::geometry::{Xy, Zyx};
 use ndarray::Array2;
 
@@ -34,7 +34,7 @@ pub(super) fn open(path: &Path) -> Result<Box<dyn VolumeSource>, VolumeError> {
 pub struct SectionImage {
     /// The file.
     pub path: PathBuf,
-    /// Its width and height as its head says, or why that cannot be read.
+    /// Its width and height as its head says, or why it is no 8-bit grey image that can be read.
     pub size: Result<Xy<usize>, VolumeError>,
 }
 
@@ -45,10 +45,7 @@ impl SectionImage {
     /// Where it cannot be read or is not 8-bit grey.
     pub fn read(&self) -> Result<Array2<u8>, VolumeError> {
         let plane = image_file::decode(&self.path)?;
-        let Samples::U8(values) = plane.samples else {
-            let what = format!("an image of {}", plane.samples.dtype());
-            return Err(VolumeError::unsupported(&self.path, what, "convert it to 8-bit grey"));
-        };
+        let Samples::U8(values) = plane.samples else { return Err(no_grey(&self.path, plane.samples.dtype())) };
         let size = (plane.height, plane.width);
         Array2::from_shape_vec(size, values).map_err(|e| VolumeError::format(&self.path, e.to_string()))
     }
@@ -59,8 +56,15 @@ impl SectionImage {
 /// # Errors
 /// Where the folder cannot be listed, or a section is there twice.
 pub fn section_images(path: &Path) -> Result<Vec<SectionImage>, VolumeError> {
-    let size = |path: &PathBuf| image_file::header(path).map(|h| Xy::new(h.width, h.height));
+    let size = |path: &PathBuf| match image_file::header(path)? {
+        Header { width, height, dtype: Dtype::U8 } => Ok(Xy::new(width, height)),
+        Header { dtype, .. } => Err(no_grey(path, dtype)),
+    };
     Ok(sections(path)?.into_iter().map(|path| SectionImage { size: size(&path), path }).collect())
+}
+
+fn no_grey(path: &Path, dtype: Dtype) -> VolumeError {
+    VolumeError::unsupported(path, format!("an image of {dtype}"), "convert it to 8-bit grey")
 }
 
 /// The image files of a folder in section order.

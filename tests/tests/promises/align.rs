@@ -50,6 +50,9 @@ fn bad_sections_of_a_folder_are_named_and_the_others_are_aligned() {
     for name in ["s02.tif", "s04.tif", "s05.tif", "s06.tif"] {
         assert!(ended.stdout.contains(name), "{name} is named: {}", ended.stdout);
     }
+    let why = ended.stdout.lines().find(|l| l.contains("z = 6")).expect("one line a section");
+    assert!(why.contains("unreadable"), "a file that is there but no image: {why}");
+    assert!(ended.stderr.contains("4 nm is assumed (--pixel-nm)"), "{}", ended.stderr);
     let grade = |z: usize| json(&out.join(format!("sections/{z}/alignment.json")))["quality"]["grade"].clone();
     let bad: Vec<usize> = (0..9).filter(|z| grade(*z) == "bad").collect();
     assert_eq!(bad, [2, 4, 5, 6], "another size is no fault");
@@ -65,4 +68,25 @@ fn bad_sections_of_a_folder_are_named_and_the_others_are_aligned() {
     };
     let (a, b) = (at(1), at(8));
     assert!((b.0 - a.0 - 21.0).abs() < 3.0 && (b.1 - a.1 + 14.0).abs() < 3.0, "{a:?} {b:?}");
+}
+
+#[test]
+fn a_folder_that_cannot_be_aligned_says_what_is_wanted_and_left_out_numbers_are_told() {
+    let place = Place::new();
+    let folder = place.path("images");
+    fs::create_dir(&folder).expect("writable");
+    let align =
+        |out: &str, code| kinesin(&["align", text(&folder), "--out", text(&place.path(out))]).expect(code).stderr;
+    let empty = align("none", 2);
+    assert!(empty.contains("a folder of 8-bit grey images"), "{empty}");
+    let mut file = fs::File::create(folder.join("s00.tif")).expect("writable");
+    let mut encoder = tiff::encoder::TiffEncoder::new(&mut file).expect("writable");
+    encoder.write_image::<tiff::encoder::colortype::Gray16>(300, 280, &vec![900; 300 * 280]).expect("writable");
+    let deep = align("deep", 2);
+    assert!(deep.contains("s00.tif") && deep.contains("uint16") && deep.contains("8-bit"), "{deep}");
+    for z in [0, 1, 2, 4] {
+        section(&folder, z, (300, 280), |x, y| grey(z, x, y));
+    }
+    let told = align("four", 0);
+    assert!(told.contains("s04.tif comes right after s02.tif"), "{told}");
 }
