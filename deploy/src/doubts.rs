@@ -25,12 +25,19 @@ pub(crate) struct Doubt {
     pub grade: Grade,
     /// What was measured.
     pub reasons: Vec<String>,
+    /// Whether the volume is broken before it: no object crosses from there.
+    pub broken_before: bool,
 }
 
 impl Doubt {
     /// Whether the section is lost to what follows.
     pub(crate) fn is_bad(&self) -> bool {
         self.grade == Grade::Bad
+    }
+
+    /// Whether something of the volume is lost by it: the section, or what crosses to those before.
+    pub(crate) fn is_loss(&self) -> bool {
+        self.is_bad() || self.broken_before
     }
 }
 
@@ -51,11 +58,17 @@ pub(crate) fn of(out: &Path, sections: u32) -> Result<Vec<Doubt>, Failure> {
             quality.reasons.extend(lost(out, z)?);
         }
         if quality.grade != Grade::Good {
-            doubts.push(Doubt { z, name, grade: quality.grade, reasons: quality.reasons });
+            doubts.push(Doubt {
+                z,
+                name,
+                grade: quality.grade,
+                reasons: quality.reasons,
+                broken_before: record.broken_before,
+            });
         }
     }
     if doubts.len() > MOST {
-        doubts.sort_by_key(|d| (!d.is_bad(), d.z));
+        doubts.sort_by_key(|d| (!d.is_loss(), d.z));
         doubts.truncate(MOST);
         doubts.sort_by_key(|d| d.z);
     }

@@ -325,7 +325,7 @@ fn line(args: &OfflineArgs, input: Input, nominal: Nominal, command: &str, as_js
         told.iter().for_each(|section| println!("  {section}"));
         println!("look at it: kinesin view {}", out.display());
     }
-    let bad = told.iter().any(doubts::Doubt::is_bad);
+    let bad = told.iter().any(doubts::Doubt::is_loss);
     Ok(if losses == 0 && !bad { Outcome::Complete } else { Outcome::WithLosses })
 }
 

@@ -9,6 +9,7 @@ use kinesin_stages::pipeline::{Moment, StageRow, Telemetry};
 use kinesin_stream::ledger::Counts;
 use serde::Serialize;
 
+use crate::doubts::Doubt;
 use crate::govern::GovernorReport;
 
 /// Everything a finished run says of itself.
@@ -26,6 +27,8 @@ pub struct Report {
     pub tiles: TileCounts,
     /// Sections by the verdict of their alignment.
     pub sections: BTreeMap<String, usize>,
+    /// Sections whose alignment is not good, and why; at most 200, those that are lost first.
+    pub(crate) doubts: Vec<Doubt>,
     /// Work of each stage, in flow order.
     pub stages: Vec<StageRow>,
     /// The stage with the most work for each of its threads: the one that limits.
@@ -174,6 +177,9 @@ fn peak_resident() -> Option<u64> {
     line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kib| kib * 1024)
 }
 
+/// Lost sections that the table names; all are in the file.
+const SHOWN: usize = 12;
+
 const MIB: f64 = (1 << 20) as f64;
 
 impl Report {
@@ -192,6 +198,7 @@ impl Report {
         }
         let verdicts: Vec<String> = self.sections.iter().map(|(v, n)| format!("{n} {v}")).collect();
         t.push(format!("sections   {}", verdicts.join(", ")));
+        t.extend(self.doubts.iter().filter(|d| d.is_loss()).take(SHOWN).map(|d| format!("             {d}")));
         for (what, q) in &self.latency {
             t.push(format!("latency    {what}: {:.1} s median, {:.1} s p95, {:.1} s longest", q.p50, q.p95, q.max));
         }

@@ -11,6 +11,7 @@ use kinesin_stream::ledger::{Filter, State};
 use kinesin_stream::link::HeadSummary;
 
 use super::HeadSide;
+use crate::doubts;
 use crate::outcome::{Failure, Outcome};
 use crate::progress::Progress;
 use crate::report::{self, LinkCounts, Report, TileCounts};
@@ -45,6 +46,7 @@ impl HeadSide {
             seconds,
             tiles: self.tiles()?,
             sections: sections(&self.out, self.config.plan.sections)?,
+            doubts: doubts::of(&self.out, self.config.plan.sections)?,
             limiting_stage: limiting.into(),
             stages,
             latency: report::latency(&self.telemetry),
@@ -150,6 +152,7 @@ fn sections(out: &Path, sections: u32) -> Result<BTreeMap<String, usize>, Failur
             Some(Verdict::Reference) => "reference",
             Some(Verdict::Aligned) => "aligned",
             Some(Verdict::Bridged { .. }) => "bridged",
+            Some(Verdict::NewStart { .. }) => "new start",
             Some(Verdict::Missing) => "missing",
             Some(Verdict::Failed { .. }) => "failed",
         };

@@ -50,6 +50,13 @@ pub struct AlignConfig {
     pub least_confidence: f64,
     /// Share of tissue with consistent matches under which a section is placed but later ones are not laid onto it. Default 0.5.
     pub reference_confidence: f64,
+    /// Share of tissue with consistent matches under which a section is called doubtful. Default 0.75: good neighbours reach 0.8 and more.
+    pub warn_confidence: f64,
+    /// Fine detail, as a part of what is usual around, under which a section counts as out of focus: it is placed, but later ones are
+    /// not laid onto it. Default 0.5: sections of cortex and of a block face stay above 0.65.
+    pub least_sharpness: f64,
+    /// Area of tissue, as a part of what is usual around, under which a section is called doubtful. Default 0.8.
+    pub warn_area: f64,
     /// Residual to the section before, px rms, over which a section is called doubtful. Default 3: three times the usual.
     pub warn_residual_px: f64,
     /// Distance from the key section, or bend of the volume, px, over which a section is called doubtful. Default 10.
@@ -89,6 +96,9 @@ impl Default for AlignConfig {
             key_pull: 0.03,
             least_confidence: 0.25,
             reference_confidence: 0.5,
+            warn_confidence: 0.75,
+            least_sharpness: 0.5,
+            warn_area: 0.8,
             warn_residual_px: 3.0,
             warn_drift_px: 10.0,
             drift_node_px: 192,
@@ -130,6 +140,9 @@ impl AlignConfig {
         within("key_pull", self.key_pull, 0.0, 1.0)?;
         within("least_confidence", self.least_confidence, 0.0, 1.0)?;
         within("reference_confidence", self.reference_confidence, 0.0, 1.0)?;
+        within("warn_confidence", self.warn_confidence, 0.0, 1.0)?;
+        within("least_sharpness", self.least_sharpness, 0.0, 1.0)?;
+        within("warn_area", self.warn_area, 0.0, 1.0)?;
         within("warn_residual_px", self.warn_residual_px, 0.0, 1024.0)?;
         within("warn_drift_px", self.warn_drift_px, 0.0, 1024.0)?;
         within("drift_node_px", f64::from(self.drift_node_px), 8.0, 65536.0)?;

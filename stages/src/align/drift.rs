@@ -190,7 +190,7 @@ fn added(grid: &Grid, more: impl Fn(Xy<f64>) -> Xy<f64>) -> Grid {
 }
 
 /// The rotation and shift closest to `map` over a section.
-fn rigid_part(map: &Map, low: Xy<f64>, high: Xy<f64>) -> Option<Affine> {
+pub(super) fn rigid_part(map: &Map, low: Xy<f64>, high: Xy<f64>) -> Option<Affine> {
     let at = |i: u32| f64::from(i) / f64::from(SAMPLES - 1);
     let cells = (0..SAMPLES).flat_map(|r| (0..SAMPLES).map(move |c| (c, r)));
     let points = cells.map(|(c, r)| Xy::new(low.x + at(c) * (high.x - low.x), low.y + at(r) * (high.y - low.y)));

@@ -16,7 +16,7 @@
 //! move freely (`cut`). A section
 //! without enough consistent matches is marked, not laid onto by others, and bridged. [`Drift`] keeps the frame from bending.
 //!
-//! *Memory.* Between calls [`Aligner::held_bytes`]: one byte a reduced pixel for each reference. During a call about
+//! *Memory.* Between calls [`Aligner::held_bytes`]: three bytes a reduced pixel for each section kept. During a call about
 //! `45 B` a reduced pixel of the section ([`Aligner::working_bytes`]).
 //!
 //! *Cost.* One thread, Mpx of section a CPU second (bench `align`): 22 to 26; a section in pieces takes four times as long. Of the 40 ms a
@@ -28,6 +28,7 @@
 //! Cortex cut at 30 nm (6 nm pixels) lands 1.6 px rms from where the same tissue lands undeformed; that stack itself jumps by 3 to 6 px.
 
 mod blocks;
+mod chains;
 mod coarse;
 mod config;
 mod cut;
@@ -37,6 +38,8 @@ mod fine;
 mod fit;
 mod keys;
 mod links;
+mod look;
+mod placing;
 mod plane;
 mod quality;
 mod record;
@@ -47,13 +50,15 @@ use std::collections::VecDeque;
 
 use kinesin_stream::geometry::{BoxXy, Xy, reduced_to_full};
 use kinesin_stream::ids::SerialIndex;
-use kinesin_stream::map::{Affine, Map, SectionToVolume};
+use kinesin_stream::map::Map;
 use ndarray::Array2;
 
+pub use chains::{Candidate, Former, Outvoted, Turn};
 pub use config::AlignConfig;
 pub use drift::{Drift, Shape};
 pub use keys::{KeyState, KeyTie};
 pub use links::{Link, Links};
+pub use look::{Beside, Look, Looks};
 pub use quality::{Flow, Grade, Quality, ResidualMap};
 pub use record::{AlignError, Alignment, Residual, SectionView, Verdict};
 pub use state::{AlignerState, DrawnAs, Frozen, Pending};
@@ -85,6 +90,10 @@ pub struct Aligner {
     drawn: VecDeque<Drawn>,
     /// The key section at the scale of the coarse step.
     key: Option<plane::Plane>,
+    /// The image of `state.candidate`.
+    candidate: Option<Drawn>,
+    /// The images of `state.former`.
+    former: VecDeque<Drawn>,
 }
 
 impl Aligner {
@@ -94,7 +103,8 @@ impl Aligner {
     /// Where a setting is out of range.
     pub fn new(config: AlignConfig) -> Result<Self, AlignError> {
         config.check()?;
-        Ok(Self { config, state: AlignerState::default(), drawn: VecDeque::new(), key: None })
+        let (state, drawn, former) = (AlignerState::default(), VecDeque::new(), VecDeque::new());
+        Ok(Self { config, state, drawn, key: None, candidate: None, former })
     }
 
     /// An aligner that continues after `state` exactly as the one that had it; `views` are those of [`AlignerState::views_needed`].
@@ -108,12 +118,16 @@ impl Aligner {
             views.iter().find(|v| v.serial == serial).ok_or_else(lacking)
         };
         let failed = |what: String| AlignError::Resume { what };
-        for DrawnAs { serial, map } in &aligner.state.drawn {
+        let drawn = |DrawnAs { serial, map }: &DrawnAs| {
             let view = view(*serial)?;
             let own = plane::comparable(&view.image);
-            let drawn = Drawn::new(*serial, own, view.origin, &map.0, aligner.config.reduction).map_err(failed)?;
-            aligner.drawn.push_back(drawn);
-        }
+            Drawn::new(*serial, own, view.origin, &map.0, aligner.config.reduction).map_err(failed)
+        };
+        let all = aligner.state.drawn.iter().map(drawn).collect::<Result<_, AlignError>>()?;
+        let former =
+            aligner.state.former.iter().flat_map(|f| &f.drawn).map(drawn).collect::<Result<_, AlignError>>()?;
+        let candidate = aligner.state.candidate.as_ref().map(|c| drawn(&c.drawn)).transpose()?;
+        (aligner.drawn, aligner.former, aligner.candidate) = (all, former, candidate);
         if let Some(key) = &aligner.state.key {
             let view = view(key.serial)?;
             let own = plane::comparable(&view.image);
@@ -133,7 +147,9 @@ impl Aligner {
         let s = u64::from(config.reduction);
         let stride = u64::from(config.stride_px);
         let links = u64::from(config.references) * (u64::from(config.lag) + 1) * size_of::<Link>() as u64;
-        config.images() as u64 * 3 * area / (s * s) + links * area / (stride * stride) + 3 * 2 * (512 * 512)
+        // Those of the chain before the last break, and the last section that was not accepted.
+        let others = u64::from(config.references) + 1;
+        (config.images() as u64 + others) * 3 * area / (s * s) + links * area / (stride * stride) + 3 * 2 * (512 * 512)
     }
 
     /// Bytes needed on top during a call for sections of `area` full-resolution pixels.
@@ -189,97 +205,8 @@ impl Aligner {
     }
 
     fn unplaced(&mut self, record: Alignment) -> Vec<Alignment> {
-        let extent = [Xy::default(); 2];
-        self.state.pending.push_back(Pending { record, extent, links: vec![], key: None });
+        self.state.pending.push_back(Pending::new(record, [Xy::default(); 2]));
         self.freeze(self.config.lag as usize)
-    }
-
-    /// The section that defines the frame.
-    fn first(&mut self, section: &SectionView, image: Array2<u8>) -> Result<(), String> {
-        let (low, high) = extent(section, self.config.reduction);
-        self.state.drift = Some(Drift::none(section.serial.0, low, high, &self.config));
-        let record = Alignment {
-            map: Some(SectionToVolume(Map::IDENTITY)),
-            confidence: 1.0,
-            kept_as_reference: true,
-            ..Alignment::unplaced(section.serial, &section.name, Verdict::Reference)
-        };
-        self.keep(section, image, &Map::IDENTITY)?;
-        self.state.pending.push_back(Pending { record, extent: [low, high], links: vec![], key: None });
-        Ok(())
-    }
-
-    fn place(&mut self, section: &SectionView, image: Array2<u8>) -> Result<(), String> {
-        let pose = self.pose(section, &image)?;
-        let (low, high) = extent(section, self.config.reduction);
-        let fixed: Vec<&Reference> = self.references().collect();
-        let placed = fine::place(&image, section.origin, &fixed, pose, (low, high), &self.config)?;
-        if placed.confidence < self.config.least_confidence {
-            let (got, wanted) = (100.0 * placed.confidence, 100.0 * self.config.least_confidence);
-            return Err(format!("matches are consistent on {got:.0} % of the common tissue, {wanted:.0} % are needed"));
-        }
-        let drawn = self.state.drawn.iter().zip(&placed.tied).zip(0i32..);
-        let links = drawn
-            .filter(|((d, _), _)| placed.used.contains(&d.serial))
-            .map(|((d, tied), age)| Links::new(d.serial, tied, self.config.older_weight.powi(age), &d.map.0));
-        let links: Vec<Links> = links.collect();
-        let map = drift::on_axes(&placed.map, &placed.axes, |q| q);
-        let kept = placed.confidence >= self.config.reference_confidence;
-        let key = if kept { self.keep(section, image, &map)? } else { None };
-        let nearest = placed.used[0];
-        let next_to = nearest.0 + 1 == section.serial.0;
-        let verdict = if next_to { Verdict::Aligned } else { Verdict::Bridged { from: nearest } };
-        let record = Alignment {
-            map: Some(SectionToVolume(map)),
-            residual_px: Some(placed.residual),
-            confidence: (placed.confidence * 1000.0).round() / 1000.0,
-            kept_as_reference: kept,
-            references: placed.used,
-            stiffness: placed.stiffness.is_finite().then_some(placed.stiffness),
-            in_pieces: placed.in_pieces,
-            ..Alignment::unplaced(section.serial, &section.name, verdict)
-        };
-        self.state.pending.push_back(Pending { record, extent: [low, high], links, key });
-        Ok(())
-    }
-
-    fn references(&self) -> impl Iterator<Item = &Reference> {
-        self.drawn.iter().take(self.config.references as usize).map(|d| &d.as_reference)
-    }
-
-    /// The coarse pose: first small angles against each reference, then all angles.
-    fn pose(&self, section: &SectionView, image: &Array2<u8>) -> Result<Affine, String> {
-        let own = fine::thumbnail(image, section.origin, &self.config, None);
-        let mut reasons = vec![];
-        for all_angles in [false, true] {
-            if all_angles && !self.config.full_circle {
-                break;
-            }
-            for r in self.references() {
-                let other = fine::thumbnail(&r.image, r.origin, &self.config, Some(own.scale));
-                match coarse::find(&own, &other, &self.config, all_angles) {
-                    Ok(pose) => return Ok(pose),
-                    Err(reason) => reasons.push(format!("section {}: {reason}", r.serial.0)),
-                }
-            }
-        }
-        Err(format!("no coarse pose; {}", reasons.join("; ")))
-    }
-
-    /// Makes a section the newest reference, the oldest beyond the set number goes; gives what the key section shows of it.
-    fn keep(&mut self, section: &SectionView, own: Array2<u8>, map: &Map) -> Result<Option<Links>, String> {
-        let drawn = Drawn::new(section.serial, own, section.origin, map, self.config.reduction)?;
-        let again = match (&self.key, &self.state.key) {
-            (Some(plane), Some(key)) => {
-                Some(keys::seen_again(key.serial, plane, &drawn.as_reference, map, &self.config))
-            }
-            _ => None,
-        };
-        self.drawn.push_front(drawn);
-        self.state.drawn.push_front(DrawnAs { serial: section.serial, map: SectionToVolume(map.clone()) });
-        self.drawn.truncate(self.config.images());
-        self.state.drawn.truncate(self.config.images());
-        Ok(again)
     }
 
     /// After a section was placed: all that may move are solved again, and the oldest beyond the lag go.
@@ -305,9 +232,11 @@ impl Aligner {
         while self.state.pending.len() > left {
             let before = self.state.key.as_ref().map(|k| k.serial);
             done.extend(self.state.freeze(&self.config));
-            let Some(key) = self.state.key.as_ref().filter(|k| Some(k.serial) != before) else { continue };
-            if let Some(d) = self.drawn.iter().find(|d| d.as_reference.serial == key.serial) {
-                self.key = thumbnail(&d.own, d.origin, &key.map.0, &self.config).ok();
+            let now = self.state.key.as_ref();
+            if now.map(|k| k.serial) != before {
+                let image = now.and_then(|k| Some((k, self.drawn.iter().find(|d| d.as_reference.serial == k.serial)?)));
+                self.key = image.and_then(|(k, d)| thumbnail(&d.own, d.origin, &k.map.0, &self.config).ok());
+                self.state.key = self.state.key.take().filter(|_| self.key.is_some());
             }
         }
         done

@@ -5,6 +5,7 @@ use kinesin_stream::ids::SerialIndex;
 use kinesin_stream::map::Map;
 use serde::{Deserialize, Serialize};
 
+use super::chains::Outvoted;
 use super::links::Links;
 use super::{AlignConfig, Alignment, Verdict};
 
@@ -47,12 +48,50 @@ impl Quality {
             Verdict::Bridged { from } => {
                 say(Grade::Doubtful, format!("laid onto section {}, because those between are missing or bad", from.0))
             }
+            Verdict::NewStart { after, reason } => say(
+                Grade::Doubtful,
+                format!(
+                    "it and those after it fit each other, but not section {}: the volume is broken before it ({reason})",
+                    after.0
+                ),
+            ),
             Verdict::Reference | Verdict::Aligned => {}
         }
-        if record.map.is_some() && !record.references.is_empty() && !record.kept_as_reference {
-            let (got, least) = (100.0 * record.confidence, 100.0 * config.reference_confidence);
-            let text = format!("matches are consistent on {got:.0} % of the common tissue, {least:.0} % are wanted");
-            say(Grade::Bad, text);
+        if record.broken_before && !matches!(record.verdict, Verdict::NewStart { .. }) {
+            say(
+                Grade::Doubtful,
+                "those just before it belong to another run of sections: the volume is broken there".into(),
+            );
+        }
+        let least = config.warn_confidence.max(config.reference_confidence);
+        if record.map.is_some() && !record.references.is_empty() && record.confidence < least {
+            let (got, least) = (100.0 * record.confidence, 100.0 * least);
+            let text = format!("matches are consistent on {got:.0} % of the common tissue, {least:.0} % are usual");
+            // Those after it may have confirmed it.
+            let bad = record.confidence < config.reference_confidence && !record.kept_as_reference;
+            say(if bad { Grade::Bad } else { Grade::Doubtful }, text);
+        }
+        if let Some(Outvoted { by, between, with_it }) = &record.outvoted {
+            let [a, b, c] = [*between, with_it[0], with_it[1]].map(|v| 100.0 * v);
+            let text = format!(
+                "sections {} and {} agree on {a:.0} % of their tissue with each other, on {b:.0} and {c:.0} % with it",
+                by[0].0, by[1].0
+            );
+            let little = with_it.iter().any(|w| *w < config.reference_confidence);
+            say(if little { Grade::Bad } else { Grade::Doubtful }, text);
+        }
+        if let Some(beside) = &record.beside {
+            if beside.sharpness < config.least_sharpness {
+                let text = format!("it is out of focus: its fine detail is {:.2} of the usual", beside.sharpness);
+                say(Grade::Bad, text);
+            }
+            if beside.area < config.warn_area {
+                let part = 100.0 * beside.area;
+                say(
+                    Grade::Doubtful,
+                    format!("it covers {part:.0} % of the usual area: a part is gone or was not imaged"),
+                );
+            }
         }
         if record.in_pieces {
             say(Grade::Doubtful, "a crack or a fold parts it: its pieces lie by themselves".into());

@@ -6,7 +6,9 @@ use kinesin_stream::map::SectionToVolume;
 use ndarray::Array2;
 use serde::{Deserialize, Serialize};
 
+use super::chains::Outvoted;
 use super::keys::KeyTie;
+use super::look::Beside;
 use super::{Flow, ResidualMap, Shape};
 
 /// The montage of a section, reduced.
@@ -34,6 +36,13 @@ pub enum Verdict {
     Bridged {
         /// The nearest section that was used.
         from: SerialIndex,
+    },
+    /// It fits no section before it, but those after it do: the volume is broken, and goes on with it in the frame there is.
+    NewStart {
+        /// The last section that others were laid onto before.
+        after: SerialIndex,
+        /// What was tried and what came out.
+        reason: String,
     },
     /// Announced as missing.
     Missing,
@@ -76,6 +85,14 @@ pub struct Alignment {
     pub references: Vec<SerialIndex>,
     /// Weight of the bending term that held-out matches chose; none where the map is affine.
     pub stiffness: Option<f64>,
+    /// Whether it belongs to another chain of sections than the one before it, so that no object crosses from there.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub broken_before: bool,
+    /// That those around it agree better with each other than with it; then it is no reference.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outvoted: Option<Outvoted>,
+    /// What it looks like, as parts of what is usual around it; none where it has no place, and while it may still move.
+    pub beside: Option<Beside>,
     /// Whether a crack or a fold parts it, so that its pieces lie by themselves.
     pub in_pieces: bool,
     /// What the last key section said; none where there is none, or too little of it is seen again.
@@ -87,6 +104,11 @@ pub struct Alignment {
     /// Its patches as both ends lie for good; not part of what is written of the record.
     #[serde(skip)]
     pub flow: Vec<Flow>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands in a reference")]
+fn is_false(flag: &bool) -> bool {
+    !flag
 }
 
 impl Alignment {
@@ -102,6 +124,9 @@ impl Alignment {
             kept_as_reference: false,
             references: vec![],
             stiffness: None,
+            broken_before: false,
+            outvoted: None,
+            beside: None,
             in_pieces: false,
             key: None,
             shape: None,

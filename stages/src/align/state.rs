@@ -7,9 +7,11 @@ use kinesin_stream::ids::SerialIndex;
 use kinesin_stream::map::{Map, SectionToVolume};
 use serde::{Deserialize, Serialize};
 
+use super::chains::{Candidate, Former, Turn};
 use super::fit::{self, Pair};
 use super::keys::KeyState;
 use super::links::Links;
+use super::look::{Look, Looks};
 use super::{AlignConfig, Alignment, Drift, Flow, ResidualMap, Verdict, drift, fine};
 
 /// Rounds over the sections that may move, of one solve each. The first takes nine tenths of the way.
@@ -31,6 +33,12 @@ pub struct AlignerState {
     pub drift: Option<Drift>,
     /// The last key section.
     pub key: Option<KeyState>,
+    /// The last section that was not accepted; none after one that was.
+    pub candidate: Option<Candidate>,
+    /// What is kept of the chain before the last break.
+    pub former: Option<Former>,
+    /// What the last final sections look like.
+    pub looks: Looks,
 }
 
 /// A section that may still move.
@@ -45,6 +53,10 @@ pub struct Pending {
     pub links: Vec<Links>,
     /// Its matches with the key section, as it lies in the volume.
     pub key: Option<Links>,
+    /// What changes at it.
+    pub turn: Option<Turn>,
+    /// What it looks like; none where it has too little tissue.
+    pub look: Option<Look>,
 }
 
 /// Where a section lies for good.
@@ -68,13 +80,16 @@ pub struct DrawnAs {
 }
 
 impl Pending {
-    /// Whether a solve may move it: it has a place, and it is not the one that defines the frame.
-    fn moves(&self) -> bool {
-        self.record.map.is_some() && self.record.verdict != Verdict::Reference
+    /// Of a section without matches.
+    pub(super) fn new(record: Alignment, extent: [Xy<f64>; 2]) -> Self {
+        Self { record, extent, links: vec![], key: None, turn: None, look: None }
     }
-}
 
-impl Pending {
+    /// Whether a solve may move it: it has a place, and it is not one that a chain begins with.
+    pub(super) fn moves(&self) -> bool {
+        self.record.map.is_some() && !matches!(self.record.verdict, Verdict::Reference | Verdict::NewStart { .. })
+    }
+
     /// Whether a later solve may bend it: pieces beside a crack are left as they were found.
     fn bends(&self) -> bool {
         self.moves() && !self.record.in_pieces
@@ -86,6 +101,8 @@ impl AlignerState {
     pub fn views_needed(&self) -> Vec<SerialIndex> {
         let mut needed: Vec<SerialIndex> = self.drawn.iter().map(|d| d.serial).collect();
         needed.extend(self.key.as_ref().map(|k| k.serial));
+        needed.extend(self.candidate.as_ref().map(|c| c.drawn.serial));
+        needed.extend(self.former.iter().flat_map(|f| &f.drawn).map(|d| d.serial));
         needed.sort();
         needed.dedup();
         needed
@@ -141,6 +158,7 @@ impl AlignerState {
     /// Takes the oldest section out for good; what is taken back of the volume's deformation moves all that may still move with it.
     pub(super) fn freeze(&mut self, config: &AlignConfig) -> Option<Alignment> {
         let mut front = self.pending.pop_front()?;
+        self.turned(&front, config);
         if let Some(mut drift) = self.drift.take() {
             if front.moves() {
                 self.keep_in_shape(&mut front, &mut drift, config);
@@ -148,11 +166,11 @@ impl AlignerState {
             self.drift = Some(drift);
         }
         self.measure(&mut front, config);
-        let record = &mut front.record;
-        if let Some(map) = record.map.as_ref().filter(|_| record.kept_as_reference) {
-            self.frozen.push_front(Frozen { serial: record.serial, map: map.clone() });
-            self.frozen.truncate(config.references as usize + 1);
+        front.record.beside = front.look.filter(|_| front.record.map.is_some()).map(|l| self.beside(&l));
+        if let Some(look) = front.look.filter(|_| front.record.map.is_some()) {
+            self.looks.add(look);
         }
+        self.remember(&front.record);
         self.elect_key(&front, config);
         Some(front.record)
     }
@@ -166,7 +184,8 @@ impl AlignerState {
         front.record.key = tie;
         front.record.shape = Some(drift.shape());
         let correction = |q: Xy<f64>| q - drift.at(q) * config.drift_relax + pull(q);
-        for p in std::iter::once(front).chain(&mut self.pending).filter(|p| p.moves()) {
+        let same_chain = self.pending.iter_mut().take_while(|p| p.turn.is_none());
+        for p in std::iter::once(front).chain(same_chain).filter(|p| p.moves()) {
             if let Some(SectionToVolume(map)) = &p.record.map {
                 p.record.map = Some(SectionToVolume(drift::moved(map, correction)));
             }

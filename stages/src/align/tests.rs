@@ -2,10 +2,12 @@
 
 use std::sync::OnceLock;
 
-use kinesin_stream::map::Grid;
+use kinesin_stream::map::{Affine, Grid};
 
 use super::*;
 
+mod breaks;
+mod damaged;
 mod recorded;
 
 /// Sequence of numbers from -1 to 1 that depends on the seed alone.
@@ -124,8 +126,13 @@ fn view(serial: u32, image: &Array2<u8>, s: u32) -> SectionView {
 
 /// Cells with dark borders (a random Voronoi pattern) whose centres wander from section to section: tissue.
 fn cells(size: usize, z: f64) -> Array2<u8> {
+    tissue(4242, size, z)
+}
+
+/// Another tissue for each seed.
+fn tissue(seed: u64, size: usize, z: f64) -> Array2<u8> {
     let n = size / 28;
-    let mut noise = Noise(4242);
+    let mut noise = Noise(seed);
     let mut centres = vec![];
     for r in 0..n as i64 + 2 {
         for c in 0..n as i64 + 2 {

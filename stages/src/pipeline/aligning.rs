@@ -3,6 +3,7 @@
 //! Sections may come in any order; those that came early wait as records, without pixels, and beyond a few as their number
 //! alone. What is held does not grow with the number of sections.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -54,6 +55,12 @@ pub struct VolumeAlignment {
     pub direction: String,
     /// By section name.
     pub sections: BTreeMap<String, SectionToVolume>,
+    /// Names of the sections before which the volume is broken: they and those after them fit nothing just before.
+    #[serde(default)]
+    pub breaks: Vec<String>,
+    /// By name, the sections without a place, and why.
+    #[serde(default)]
+    pub unplaced: BTreeMap<String, String>,
 }
 
 /// `sections/<z>/flow.json`: the patches that were matched. The mesh that they were solved for is the map in `alignment.json`.
@@ -96,6 +103,15 @@ struct InMotion {
 struct Published<'a> {
     out: &'a Path,
     sections: u32,
+    /// What comes after the maps, noted while they are written.
+    noted: RefCell<Noted>,
+}
+
+/// See [`VolumeAlignment`].
+#[derive(Default)]
+struct Noted {
+    breaks: Vec<String>,
+    unplaced: BTreeMap<String, String>,
 }
 
 /// The map of its sections.
@@ -142,7 +158,7 @@ impl AlignBox {
         }
         run.check()?;
         if next < self.sections {
-            write_json(&self.out.join("alignment.json"), &Published { out: &self.out, sections: line.written })?;
+            write_json(&self.out.join("alignment.json"), &Published::new(&self.out, line.written))?;
             let text = format!(
                 "section z = {next} of {} never came; {} later ones wait for it. give every serial index once",
                 self.sections,
@@ -153,7 +169,7 @@ impl AlignBox {
         for done in self.finish(&mut line)? {
             aligned.send_blocking(RenderInput::Section(done))?;
         }
-        Ok(write_json(&self.out.join("alignment.json"), &Published { out: &self.out, sections: next })?)
+        Ok(write_json(&self.out.join("alignment.json"), &Published::new(&self.out, next))?)
     }
 
     /// What an earlier run left; records of sections that it froze last are written where they are lacking.
@@ -317,11 +333,20 @@ fn gone(path: &Path) -> std::io::Error {
     std::io::Error::other(format!("{} was there and is gone; run again with --overwrite", path.display()))
 }
 
+impl<'a> Published<'a> {
+    fn new(out: &'a Path, sections: u32) -> Self {
+        Self { out, sections, noted: RefCell::default() }
+    }
+}
+
 impl Serialize for Published<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut file = serializer.serialize_struct("VolumeAlignment", 2)?;
+        let mut file = serializer.serialize_struct("VolumeAlignment", 4)?;
         file.serialize_field("direction", "forward")?;
         file.serialize_field("sections", &Maps(self))?;
+        let noted = self.noted.take();
+        file.serialize_field("breaks", &noted.breaks)?;
+        file.serialize_field("unplaced", &noted.unplaced)?;
         file.end()
     }
 }
@@ -331,8 +356,13 @@ impl Serialize for Maps<'_> {
         let mut maps = serializer.serialize_map(None)?;
         for z in 0..self.0.sections {
             let file = alignment_file(self.0.out, z).map_err(S::Error::custom)?;
-            if let Some(map) = &file.map {
-                maps.serialize_entry(&file.section, map)?;
+            let mut noted = self.0.noted.borrow_mut();
+            match &file.map {
+                Some(map) => maps.serialize_entry(&file.section, map)?,
+                None => drop(noted.unplaced.insert(file.section.clone(), file.quality.reasons.join("; "))),
+            }
+            if file.record.broken_before {
+                noted.breaks.push(file.section);
             }
         }
         maps.end()
@@ -360,6 +390,9 @@ fn unmoved(section: &Montaged) -> Alignment {
         kept_as_reference: false,
         references: Vec::new(),
         stiffness: None,
+        broken_before: false,
+        outvoted: None,
+        beside: None,
         in_pieces: false,
         key: None,
         shape: None,
@@ -413,16 +446,17 @@ mod tests {
     fn the_volume_alignment_is_written_section_by_section_as_it_is_read() {
         let dir = tempfile::tempdir().expect("a folder");
         for z in 0..3 {
-            let record = unmoved(&section(z));
+            let record = Alignment { broken_before: z == 2, ..unmoved(&section(z)) };
             let map = (z != 1).then_some(SectionToVolume(Map::IDENTITY));
             let quality = Quality::of(&record, &AlignConfig::default());
             let file = AlignmentFile { section: format!("s{z}"), z, map, quality, record };
             write_json(&SectionFiles::new(dir.path(), z).alignment(), &file).expect("writes");
         }
         let path = dir.path().join("alignment.json");
-        write_json(&path, &Published { out: dir.path(), sections: 3 }).expect("writes");
+        write_json(&path, &Published::new(dir.path(), 3)).expect("writes");
         let read: VolumeAlignment = read_json(&path).expect("reads").expect("there");
         assert_eq!(read.direction, "forward");
         assert_eq!(read.sections.keys().collect::<Vec<_>>(), ["s0", "s2"]);
+        assert_eq!((read.breaks, read.unplaced["s1"].as_str()), (vec!["s2".to_owned()], "the section is missing"));
     }
 }

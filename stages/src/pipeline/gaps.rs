@@ -6,7 +6,7 @@
 //! seen   4  5  5  7  7  .  10 11          a short gap shows the section before it, and nothing is labelled there
 //!                         |               after a longer one every object ends: no field of view lies on both sides
 //! ```
-//! All follows from the volume and the records of its sections, so a restart and any order of work see the same.
+//! Every object ends also where the alignment says that the volume is broken before a section. All follows from the volume and the records of its sections, so a restart and any order of work see the same.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -42,14 +42,14 @@ impl Gaps {
         z: usize,
     ) -> Result<FloodSection, StopError> {
         let own = image.section(z)?;
-        let usable = self.judge(z, &own)?;
+        let (usable, broken) = self.judge(z, &own)?;
         let gap = self.gap_before(image, z)?;
         if usable {
             let exclude = match mask {
                 None => Array2::from_elem(own.dim(), false),
                 Some(mask) => mask.section(z, own.dim())?,
             };
-            let ends_objects = gap > self.bridge && gap < z;
+            let ends_objects = broken || gap > self.bridge && gap < z;
             return Ok(FloodSection { ends_objects, ..FloodSection::new(own, exclude) });
         }
         let shown = if gap < self.bridge && gap < z { image.section(z - gap - 1)? } else { own };
@@ -64,7 +64,7 @@ impl Gaps {
             let at = z - gap - 1;
             let usable = match self.known.get(&at) {
                 Some(usable) => *usable,
-                None => self.judge(at, &image.section(at)?)?,
+                None => self.judge(at, &image.section(at)?)?.0,
             };
             if usable {
                 break;
@@ -74,19 +74,22 @@ impl Gaps {
         Ok(gap)
     }
 
-    fn judge(&mut self, z: usize, image: &Array2<u8>) -> Result<bool, StopError> {
-        let usable = image.iter().any(|v| *v > 0) && !self.doubtful(z)?;
+    /// Whether a section can be relied on, and whether the volume is broken before it.
+    fn judge(&mut self, z: usize, image: &Array2<u8>) -> Result<(bool, bool), StopError> {
+        let (doubtful, broken) = self.told(z)?;
+        let usable = image.iter().any(|v| *v > 0) && !doubtful;
         self.known.insert(z, usable);
         while self.known.len() > self.bridge + 2 {
             self.known.pop_first();
         }
-        Ok(usable)
+        Ok((usable, broken))
     }
 
-    fn doubtful(&self, z: usize) -> Result<bool, StopError> {
-        let Some(run) = &self.records else { return Ok(false) };
+    /// What its record says of both.
+    fn told(&self, z: usize) -> Result<(bool, bool), StopError> {
+        let Some(run) = &self.records else { return Ok((false, false)) };
         let file: Option<AlignmentFile> = read_json(&SectionFiles::new(run, z as u32).alignment())?;
-        Ok(file.is_some_and(|f| f.is_doubtful()))
+        Ok(file.map_or((false, false), |f| (f.is_doubtful(), f.record.broken_before)))
     }
 }
 

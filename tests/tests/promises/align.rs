@@ -90,3 +90,27 @@ fn a_folder_that_cannot_be_aligned_says_what_is_wanted_and_left_out_numbers_are_
     let told = align("four", 0);
     assert!(told.contains("s04.tif comes right after s02.tif"), "{told}");
 }
+
+#[test]
+fn a_folder_with_a_wrong_first_section_and_a_break_is_aligned_to_its_end() {
+    let place = Place::new();
+    let folder = place.path("images");
+    fs::create_dir(&folder).expect("writable");
+    // Three kinds of tissue: that of the first section, of the next three, of the last three.
+    let elsewhere = [7000, 0, 0, 0, 4000, 4000, 4000];
+    for (z, from) in elsewhere.into_iter().enumerate() {
+        section(&folder, z, (512, 480), |x, y| grey(z, x + from, y));
+    }
+    let out = place.path("out");
+    let ended = kinesin(&["align", text(&folder), "--out", text(&out)]).expect(1);
+    assert!(ended.stdout.contains("(s00.tif) is bad") && ended.stdout.contains("broken before it"), "{}", ended.stdout);
+    let volume = json(&out.join("alignment.json"));
+    assert_eq!(volume["breaks"], serde_json::json!(["s04.tif"]));
+    assert_eq!(volume["unplaced"].as_object().expect("a table").keys().collect::<Vec<_>>(), ["s00.tif"]);
+    let kind = |z: usize| json(&out.join(format!("sections/{z}/alignment.json")))["record"]["verdict"]["kind"].clone();
+    let kinds: Vec<_> = (0..7).map(kind).collect();
+    assert_eq!(kinds, ["failed", "reference", "aligned", "aligned", "new_start", "aligned", "aligned"]);
+    let told = json(&out.join("report.json"))["sections"].as_array().expect("a list").clone();
+    let broken: Vec<_> = told.iter().filter(|s| s["broken_before"] == true).map(|s| s["z"].clone()).collect();
+    assert_eq!(broken, [4]);
+}
