@@ -131,7 +131,7 @@ pub fn apart(input: &Path, out: &Path) -> Result<(), Failure> {
 
 /// Files and folders that a run makes in its folder: what `--overwrite` removes, and nothing else.
 /// What tells whose results they are goes last, so that a removal cut short never leaves results of another run.
-const MADE: [&str; 15] = [
+const MADE: [&str; 16] = [
     "spool",
     "volume",
     "checkpoints",
@@ -142,6 +142,7 @@ const MADE: [&str; 15] = [
     "alignment.json",
     "aligning.json",
     "commits.jsonl",
+    "faults.jsonl",
     EventLog::FILE,
     EventLog::SCOPE_FILE,
     "run.json",
@@ -179,4 +180,21 @@ pub fn out(given: Option<&Path>, site: &SiteFile) -> Result<PathBuf, Failure> {
     given.map(Path::to_path_buf).or_else(|| site.out.clone()).ok_or_else(|| {
         Failure::Input("no folder for the results; give --out DIR or `out = \"DIR\"` in the site file".into())
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn overwriting_removes_what_was_told_of_the_run_before_and_nothing_of_others() {
+        let out = tempfile::tempdir().expect("a folder");
+        let of = |name: &str| out.path().join(name);
+        ["report.json", "faults.jsonl", "notes.txt"]
+            .iter()
+            .for_each(|name| std::fs::write(of(name), "{}\n").expect("writes"));
+        assert!(folder(out.path(), false).is_err(), "a finished run");
+        folder(out.path(), true).expect("made ready");
+        assert!(!of("report.json").exists() && !of("faults.jsonl").exists() && of("notes.txt").exists());
+    }
 }
