@@ -151,6 +151,56 @@ impl Grid {
     }
 }
 
+impl Grid {
+    /// The point of the grid whose image is `q`; of several, one that is not turned over beside the whole, then the first.
+    fn find(&self, q: Xy<f64>) -> Option<Xy<f64>> {
+        let (nx, ny) = (self.xs.len(), self.ys.len());
+        let [a, b, c] = [(0, 0), (nx - 1, 0), (0, ny - 1)].map(|(c, r)| self.node(c, r));
+        let upright = cross(b - a, c - a).signum();
+        let mut turned = None;
+        for (r, c) in (0..ny - 1).flat_map(|r| (0..nx - 1).map(move |c| (r, c))) {
+            let corners = [self.node(c, r), self.node(c + 1, r), self.node(c, r + 1), self.node(c + 1, r + 1)];
+            let Some((u, v)) = within(corners, q) else { continue };
+            let along = |axis: &[f64], i: usize, t: f64| axis[i] + t * (axis[i + 1] - axis[i]);
+            let p = Xy::new(along(&self.xs, c, u), along(&self.ys, r, v));
+            if cross(corners[1] - corners[0], corners[2] - corners[0]) * upright > 0.0 {
+                return Some(p);
+            }
+            turned = turned.or(Some(p));
+        }
+        turned
+    }
+}
+
+fn cross(a: Xy<f64>, b: Xy<f64>) -> f64 {
+    a.x * b.y - a.y * b.x
+}
+
+/// Where `q` lies in a bilinear cell, both from 0 to 1; `None` where it lies outside. The cell is
+/// `a + u e + v f + u v g`; without `u` that is a quadratic for `v`.
+fn within([a, b, c, d]: [Xy<f64>; 4], q: Xy<f64>) -> Option<(f64, f64)> {
+    let outside = |of: fn(Xy<f64>) -> f64| {
+        let v = [a, b, c, d].map(of);
+        v.iter().all(|v| *v < of(q)) || v.iter().all(|v| *v > of(q))
+    };
+    if outside(|p| p.x) || outside(|p| p.y) {
+        return None;
+    }
+    let (e, f, g, h) = (b - a, c - a, a - b - c + d, q - a);
+    let (k2, k1, k0) = (cross(g, f), cross(e, f) + cross(h, g), cross(h, e));
+    let root = (k1 * k1 - 4.0 * k0 * k2).max(0.0).sqrt();
+    // Of both forms of a root the one that does not cancel.
+    let half = -0.5 * (k1 + if k1 < 0.0 { -root } else { root });
+    let across = |v: f64| {
+        let step = e + g * v;
+        let left = h - f * v;
+        if step.x.abs() > step.y.abs() { left.x / step.x } else { left.y / step.y }
+    };
+    const SLACK: f64 = 1e-9;
+    let fits = |t: f64| (-SLACK..=1.0 + SLACK).contains(&t);
+    [k0 / half, half / k2].into_iter().map(|v| (across(v), v)).find(|(u, v)| fits(*u) && fits(*v))
+}
+
 /// Index of the cell that holds `v` and the place within it, 0 to 1 inside.
 #[inline]
 fn cell(axis: &[f64], v: f64) -> (usize, f64) {
@@ -178,11 +228,16 @@ impl Map {
         [[dx.x, dy.x], [dx.y, dy.y]]
     }
 
-    /// The point whose image is `q`, by Newton's method from `guess`; `None` where it does not settle to 1e-6 px.
+    /// The point whose image is `q`, by Newton's method from `guess` to 1e-6 px. Where that does not settle, beside sharp bends, the cell that
+    /// holds `q` is looked for; `None` where there is none.
     pub fn invert_at(&self, q: Xy<f64>, guess: Xy<f64>) -> Option<Xy<f64>> {
-        if let Self::Affine(a) = self {
-            return a.inverse().map(|i| i.apply(q));
+        match self {
+            Self::Affine(a) => a.inverse().map(|i| i.apply(q)),
+            Self::Grid(g) => self.newton(q, guess).or_else(|| g.find(q)),
         }
+    }
+
+    fn newton(&self, q: Xy<f64>, guess: Xy<f64>) -> Option<Xy<f64>> {
         let mut p = guess;
         for _ in 0..50 {
             let e = self.apply(p) - q;
@@ -270,6 +325,20 @@ mod tests {
             assert!((back - p).norm() < 1e-5);
         }
         assert!((a.then(&a.inverse().expect("regular")).apply(Xy::new(2.0, 3.0)) - Xy::new(2.0, 3.0)).norm() < 1e-9);
+    }
+
+    #[test]
+    fn a_grid_with_a_gap_all_but_closed_is_inverted_everywhere() {
+        // From column 30 to 60 everything is squeezed to a twentieth: Newton's steps leap over it.
+        let axis: Vec<f64> = (0..=12).map(|i| f64::from(i) * 10.0).collect();
+        let squeezed = |x: f64| if x < 30.0 { x } else { 30.0 + (x - 30.0).min(30.0) / 20.0 + (x - 60.0).max(0.0) };
+        let lean = |p: Xy<f64>| Xy::new(squeezed(p.x) + 0.3 * p.y, p.y + 0.1 * squeezed(p.x));
+        let map = Map::Grid(Grid::from_fn(axis.clone(), axis, lean).expect("increasing"));
+        for (i, j) in (0..60).flat_map(|i| (0..60).map(move |j| (i, j))) {
+            let p = Xy::new(f64::from(i) * 2.0 + 0.3, f64::from(j) * 2.0 + 0.7);
+            let back = map.invert_at(map.apply(p), Xy::new(-300.0, 500.0)).expect("one place");
+            assert!((back - p).norm() < 1e-4, "{p:?} {back:?}");
+        }
     }
 
     #[test]

@@ -30,7 +30,7 @@ pub(super) struct Search {
 /// Little: less than this part of the median score.
 const LITTLE: f64 = 0.75;
 /// Distinctness that is asked for then.
-const AGAIN_DISTINCTNESS: f64 = 0.15;
+pub(super) const AGAIN_DISTINCTNESS: f64 = 0.15;
 
 /// One patch of the moving plane.
 #[derive(Clone, Copy, Debug)]
@@ -85,6 +85,16 @@ impl<'a> Fixed<'a> {
 
 /// Every patch that is at least half filled in both planes, looked for in `fixed`; both planes cover the same area. In row order.
 pub(super) fn match_blocks(moving: &Plane, fixed: &Fixed<'_>, search: &Search) -> Vec<Match> {
+    match_some(moving, fixed, search, &|_| true)
+}
+
+/// Those of them whose centre, full-resolution volume pixels, is `wanted`.
+pub(super) fn match_some(
+    moving: &Plane,
+    fixed: &Fixed<'_>,
+    search: &Search,
+    wanted: &(dyn Fn(Xy<f64>) -> bool + Sync),
+) -> Vec<Match> {
     debug_assert_eq!(moving.area, fixed.plane.area);
     let (patch, reach, stride) = (search.patch, search.reach, search.stride as i64);
     // The lattice is anchored at the frame, so that a patch does not depend on how large the planes are.
@@ -96,7 +106,11 @@ pub(super) fn match_blocks(moving: &Plane, fixed: &Fixed<'_>, search: &Search) -
     let row = |r: i64| {
         let mut space = Space::default();
         let one = |c: i64| match_one(moving, fixed, place(c, r), search, (Xy::new(c, r), &mut space));
-        (columns.0..=columns.1).filter_map(one).collect::<Vec<Match>>()
+        let middle = |c: i64| {
+            let (at, half) = (place(c, r), (patch - 1) as f64 / 2.0);
+            moving.to_full(Xy::new(at.x as f64 + half, at.y as f64 + half))
+        };
+        (columns.0..=columns.1).filter(|c| wanted(middle(*c))).filter_map(one).collect::<Vec<Match>>()
     };
     let mut found: Vec<Match> = (rows.0..=rows.1).into_par_iter().flat_map_iter(row).collect();
     if search.again > 0 {

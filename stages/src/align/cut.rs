@@ -2,21 +2,16 @@
 //!
 //! ```text
 //! matches of the wide pass ─► pieces: neighbours whose shifts agree ─► a map a piece ─► which piece a pixel belongs to: under whose map it
-//! correlates best ─► the passes to follow, piece by piece ─► one fine grid; what lies under another piece's tissue is squeezed between
+//! correlates best ─► the passes to follow, piece by piece (`pieces`) ─► one map (`join`)
 //! ```
-//! *Form.* The result is an ordinary grid map with nodes 8 px apart, the coarsest that keeps both rims of a crack of 20 px in cells of
-//! their own: files, renderer and whoever reads them need nothing new. A crack that closes would fold such a grid over itself: its nodes in
-//! the gap, whose places the other side's tissue takes, are put harmonically between the rims instead.
-//!
 //! *What it does not do.* A crack that ends inside the section has one piece around its tip and is bent, not cut.
 
 use kinesin_stream::geometry::Xy;
-use kinesin_stream::map::{Grid, Map};
+use kinesin_stream::map::{Affine, Map};
 use rayon::prelude::*;
 
-use super::fine::{Axes, Tied, axes};
+use super::fine::Tied;
 use super::fit;
-use super::links::near_inverse;
 use super::plane::{Plane, deviation};
 use super::warp::linear_inverse;
 
@@ -38,14 +33,6 @@ const LONGEST_BORDER: f64 = 2.2;
 const LEAST_SCORE: f64 = 0.7;
 /// What that distance costs: decides at the rim, where the reference shows nothing to correlate with.
 const PRIOR: f64 = 0.5;
-/// Distance of the nodes of the resulting grid, full-resolution pixels; grows where a section would need more than [`MOST_NODES`] a side.
-const NODE_PX: u32 = 8;
-const MOST_NODES: f64 = 400.0;
-/// Distance of the volume pixels at which it is checked that a map can be drawn by, and how far beyond the section, full-resolution pixels.
-const CHECKED_PX: f64 = 4.0;
-const MARGIN_PX: f64 = 128.0;
-/// Sweeps of the harmonic filling: gaps are a few nodes wide.
-const SWEEPS: usize = 100;
 
 /// The piece of each match, from 0 on; `None` where there is one piece only. Those of no piece have none.
 pub(super) fn pieces(tied: &[Tied]) -> Option<Vec<Option<usize>>> {
@@ -95,7 +82,7 @@ pub(super) struct Labels {
 
 impl Labels {
     /// From the maps of the pieces and the section pixels of their matches.
-    pub(super) fn new(own: &Plane, fixed: &Plane, maps: &[Map], members: &[Vec<Xy<f64>>]) -> Self {
+    pub(super) fn new(own: &Plane, fixed: &[&Plane], maps: &[Map], members: &[Vec<Xy<f64>>]) -> Self {
         let (w, h) = (own.width, own.height);
         let scores: Vec<Vec<f32>> = maps.iter().map(|m| smooth(agreement(own, fixed, m), w, h)).collect();
         let least = |from: &[Xy<f64>], p: Xy<f64>| from.iter().map(|m| (*m - p).norm()).fold(f64::MAX, f64::min);
@@ -151,12 +138,17 @@ impl Labels {
     }
 
     /// Piece and score of a section pixel, `None` outside.
-    fn at(&self, p: Xy<f64>) -> Option<(usize, f32)> {
+    pub(super) fn at(&self, p: Xy<f64>) -> Option<(usize, f32)> {
         let q = self.plane.place_of(p);
         let (x, y) = (q.x.round(), q.y.round());
         let inside = x >= 0.0 && y >= 0.0 && x < self.plane.width as f64 && y < self.plane.height as f64;
         let i = inside.then(|| y as usize * self.plane.width + x as usize)?;
         Some((usize::from(self.piece[i]), self.score[i]))
+    }
+
+    /// About the way back of a map of the section.
+    pub(super) fn inverse(&self, map: &Map) -> Affine {
+        linear_inverse(map, &self.plane)
     }
 
     /// The pixels of one piece only.
@@ -174,20 +166,33 @@ impl Labels {
     }
 }
 
-/// Product of the section and of what the reference shows under `map`, and both squares, a pixel.
-fn agreement(own: &Plane, fixed: &Plane, map: &Map) -> Vec<[f32; 3]> {
-    let value = |i: usize| {
-        let p = own.to_full(Xy::new((i % own.width) as f64, (i / own.width) as f64));
-        let q = fixed.place_of(map.apply(p));
+/// Product of the section and of what the first reference that shows anything there shows under `map`, and both squares, a pixel.
+fn agreement(own: &Plane, fixed: &[&Plane], map: &Map) -> Vec<[f32; 3]> {
+    let shown = |fixed: &Plane, place: Xy<f64>| {
+        let q = fixed.place_of(place);
         let (x, y) = (q.x.round(), q.y.round());
-        if x < 0.0 || y < 0.0 || x >= fixed.width as f64 || y >= fixed.height as f64 {
-            return [0.0; 3];
-        }
-        let a = f32::from(deviation(own.grey[i]));
-        let b = f32::from(deviation(fixed.grey[y as usize * fixed.width + x as usize]));
+        let inside = x >= 0.0 && y >= 0.0 && x < fixed.width as f64 && y < fixed.height as f64;
+        inside.then(|| fixed.grey[y as usize * fixed.width + x as usize]).filter(|v| *v != 0)
+    };
+    let value = |i: usize| {
+        let place = map.apply(own.to_full(Xy::new((i % own.width) as f64, (i / own.width) as f64)));
+        let Some(b) = fixed.iter().find_map(|f| shown(f, place)) else { return [0.0; 3] };
+        let (a, b) = (f32::from(deviation(own.grey[i])), f32::from(deviation(b)));
         [a * b, a * a, b * b]
     };
     (0..own.grey.len()).into_par_iter().map(value).collect()
+}
+
+/// How well the section correlates with the reference under either map, on average over the pixels that they take to different places.
+pub(super) fn agreements(own: &Plane, fixed: &[&Plane], maps: [&Map; 2]) -> [f64; 2] {
+    let (w, h) = (own.width, own.height);
+    let scores = maps.map(|m| smooth(agreement(own, fixed, m), w, h));
+    let differ = |i: usize| {
+        let p = own.to_full(Xy::new((i % w) as f64, (i / w) as f64));
+        own.grey[i] != 0 && (maps[0].apply(p) - maps[1].apply(p)).norm() > LEAST_JUMP_PX / 2.0
+    };
+    let at: Vec<usize> = (0..w * h).filter(|i| differ(*i)).collect();
+    scores.map(|s| at.iter().map(|i| f64::from(s[*i])).sum::<f64>() / at.len().max(1) as f64)
 }
 
 /// Correlation in the window around each pixel, and its mean over that window once more: membranes come and go.
@@ -214,66 +219,12 @@ fn boxed(values: &[[f32; 3]], w: usize, h: usize) -> Vec<[f32; 3]> {
     out
 }
 
-/// One map of all pieces over a section from `low` to `high`.
-pub(super) fn merged(maps: &[Map], labels: &Labels, low: Xy<f64>, high: Xy<f64>) -> Option<(Map, Axes)> {
-    let longest = (high.x - low.x).max(high.y - low.y);
-    let (xs, ys) = axes(low, high, NODE_PX.max((longest / MOST_NODES).ceil() as u32));
-    let (nx, ny) = (xs.len(), ys.len());
-    let guesses: Vec<_> = maps.iter().map(|m| linear_inverse(m, &labels.plane)).collect();
-    let (mut nodes, mut squeezed) = (Vec::with_capacity(nx * ny), Vec::with_capacity(nx * ny));
-    for p in ys.iter().flat_map(|y| xs.iter().map(|x| Xy::new(*x, *y))) {
-        let held = Xy::new(p.x.clamp(low.x, high.x), p.y.clamp(low.y, high.y));
-        let (own, score) = labels.at(held).unwrap_or((0, 0.0));
-        let q = maps[own].apply(p);
-        let covers = |k: usize| {
-            let other = maps[k].invert_at(q, guesses[k].apply(q));
-            other.and_then(|o| labels.at(o)).is_some_and(|(piece, s)| piece == k && s > score)
-        };
-        squeezed.push((0..maps.len()).any(|k| k != own && covers(k)));
-        nodes.push(q);
-    }
-    fill(&mut nodes, &squeezed, nx);
-    Grid::new(xs.clone(), ys.clone(), nodes).ok().map(|g| (Map::Grid(g), (xs, ys)))
-}
-
-/// Whether every volume pixel about the section comes from one place in it: else nothing can be drawn by the map.
-pub(super) fn drawable(map: &Map, low: Xy<f64>, high: Xy<f64>) -> bool {
-    let guess = near_inverse(map);
-    let corners = [low, Xy::new(high.x, low.y), Xy::new(low.x, high.y), high].map(|p| map.apply(p));
-    let reach = |v: [f64; 4]| {
-        let (first, last) = v.iter().fold((f64::MAX, f64::MIN), |(a, b), v| (a.min(*v), b.max(*v)));
-        (((first - MARGIN_PX) / CHECKED_PX).floor() as i64, ((last + MARGIN_PX) / CHECKED_PX).ceil() as i64)
-    };
-    let (left, right) = reach(corners.map(|c| c.x));
-    let (top, bottom) = reach(corners.map(|c| c.y));
-    (top..=bottom).into_par_iter().all(|y| {
-        (left..=right).all(|x| {
-            let q = Xy::new(x as f64 * CHECKED_PX, y as f64 * CHECKED_PX);
-            map.invert_at(q, guess.apply(q)).is_some_and(|p| (map.apply(p) - q).norm() < 0.1)
-        })
-    })
-}
-
-/// Puts the squeezed nodes at the mean of their neighbours.
-fn fill(nodes: &mut [Xy<f64>], squeezed: &[bool], nx: usize) {
-    let ny = nodes.len() / nx;
-    for _ in 0..SWEEPS {
-        for i in (0..nodes.len()).filter(|i| squeezed[*i]) {
-            let (c, r) = (i % nx, i / nx);
-            let beside = [(c > 0, -1), (c + 1 < nx, 1), (r > 0, -(nx as i64)), (r + 1 < ny, nx as i64)];
-            let around = beside.into_iter().filter(|b| b.0).map(|b| nodes[(i as i64 + b.1) as usize]);
-            let (sum, n) = around.fold((Xy::default(), 0.0), |(s, n), v| (s + v, n + 1.0));
-            nodes[i] = sum * (1.0 / n);
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use kinesin_stream::geometry::BoxXy;
-    use kinesin_stream::map::Affine;
 
     use super::super::blocks::Match;
+    use super::super::join;
     use super::*;
 
     /// Matches on a lattice of 64 px under `shift`.
@@ -282,7 +233,7 @@ mod tests {
         let tied = |cell: Xy<i64>| {
             let from = Xy::new(64.0 * cell.x as f64 + 32.0, 64.0 * cell.y as f64 + 32.0);
             let to = from + shift(from);
-            Tied { from, found: Match { at: from, to, score: 0.5, trusted: true, cell } }
+            Tied { from, found: Match { at: from, to, score: 0.5, trusted: true, cell }, second_hand: false }
         };
         cells.map(tied).collect()
     }
@@ -319,9 +270,9 @@ mod tests {
         }
         let maps = [16.0, -16.0].map(|d| Map::Affine(Affine::translation(Xy::new(d, 0.0))));
         let rows = |x: f64| (0..8).map(|i| Xy::new(x, 60.0 * f64::from(i))).collect::<Vec<_>>();
-        let labels = Labels::new(&own, &fixed, &maps, &[rows(130.0), rows(350.0)]);
+        let labels = Labels::new(&own, &[&fixed], &maps, &[rows(130.0), rows(350.0)]);
         assert!(labels.parted(&maps));
-        let (map, _) = merged(&maps, &labels, Xy::new(0.0, 0.0), Xy::new(479.0, 479.0)).expect("a map");
+        let (map, _) = join::joined(&maps, &labels, Xy::new(0.0, 0.0), Xy::new(479.0, 479.0)).expect("a map");
         for y in [100.0, 250.0, 400.0] {
             let at = |x: f64| map.apply(Xy::new(x, y)).x;
             // Twelve pixels from the rims, a cell and a half.

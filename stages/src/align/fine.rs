@@ -5,12 +5,13 @@ use kinesin_stream::ids::SerialIndex;
 use kinesin_stream::map::{Affine, Map};
 use ndarray::Array2;
 
-use super::blocks::{Fixed, Match, Search, match_blocks};
+use super::blocks::{AGAIN_DISTINCTNESS, Fixed, Match, Search, match_blocks, match_some};
 use super::config::AlignConfig;
+use super::cut::Labels;
 use super::fit::{self, FOLDS, Pair};
 use super::links::near_inverse;
 use super::plane::Plane;
-use super::{Reference, Residual, area_of, cut, warp};
+use super::{Reference, Residual, area_of, pieces, warp};
 
 /// Thumbnails have at least this many pixels on the shorter side where the section allows.
 const LEAST_THUMBNAIL: usize = 96;
@@ -24,17 +25,16 @@ const CONSISTENT_PX: f64 = 6.0;
 const FINE_REACH: usize = 3;
 /// Reach where the middle pass finds little, pixels of its scale.
 const AGAIN_REACH: usize = 7;
+/// Tissue is without a match where the next one is further than this part of [`AlignConfig::stride_px`].
+const ALONE: f64 = 0.75;
+/// What a match of a coarser scale counts beside one of the last pass.
+const SECOND_HAND: f64 = 0.5;
 /// Sections are looked at four times coarser first where their shorter side keeps this many pixels.
 const LEAST_COARSEST: usize = 96;
-/// A section may be in pieces where this share of wide matches is not trusted or further off a smooth map than this.
-const SUSPECT_SHARE: f64 = 0.08;
-const SUSPECT_PX: f64 = 5.0;
-/// Side of the patches by which pieces are told, as a part of [`AlignConfig::patch_px`].
-const PROBE: f64 = 2.0 / 3.0;
 /// Stiffness before the last pass, where held-out matches choose it.
-const FIRST_STIFFNESS: f64 = 1.0;
+pub(super) const FIRST_STIFFNESS: f64 = 1.0;
 /// A reference counts as used where this share of its patches is trusted.
-const USED_SHARE: f64 = 0.2;
+pub(super) const USED_SHARE: f64 = 0.2;
 
 /// Node coordinates of the warp, section pixels.
 pub(super) type Axes = (Vec<f64>, Vec<f64>);
@@ -66,7 +66,7 @@ pub(super) fn place(
     let axes = axes(low, high, config.node_px);
     let mut map = Map::Affine(pose);
     let mut stiffness = f64::INFINITY;
-    let mut tied = vec![];
+    let (mut tied, mut cut) = (vec![], None);
     let passes = passes(config, image.dim());
     let margin = 8 + (config.patch_px / config.reduction) as i64;
     let area = references.iter().map(|r| area_of(&r.image, r.origin)).reduce(|a, b| a.union(&b));
@@ -79,25 +79,29 @@ pub(super) fn place(
         if i == 0 {
             sources.same_contrast(*level, search, &map);
         }
-        tied = sources.matched(*level, search, &map, &sources.own[*level]);
-        if i == 0
-            && tied.iter().any(|t| suspect(t, &axes))
-            && let Some(cut) = in_pieces(&sources, &passes, (&map, &tied), &axes, (low, high), config)?
-        {
-            let placed = judge(cut.map, cut.axes, FIRST_STIFFNESS, cut.tied, references)?;
-            return Ok(Placed { in_pieces: true, ..placed });
+        let before = std::mem::replace(&mut tied, sources.matched(*level, search, &map, None));
+        carry(&mut tied, &before, config);
+        if i + 1 == passes.len() {
+            sources.fill_in(&mut tied, &map, None, config);
+        }
+        if i == 0 && tied.iter().any(|t| pieces::suspect(t, &axes)) {
+            cut = pieces::in_pieces(&sources, &passes, (&map, &tied), &axes, (low, high), config);
         }
         let last = i + 1 == passes.len();
         let solved = solved(&tied, &axes, config, (!last).then_some(FIRST_STIFFNESS))?;
         (map, stiffness) = (solved.map, solved.stiffness);
     }
+    if let Some(cut) = cut.filter(|cut| cut.fits_better(&sources, &map)) {
+        let placed = judge(cut.map, cut.axes, FIRST_STIFFNESS, cut.tied, references)?;
+        return Ok(Placed { in_pieces: true, ..placed });
+    }
     judge(map, axes, stiffness, tied, references)
 }
 
 /// Pyramids of the section, in its own frame, and of the references.
-struct Sources {
-    own: Vec<Plane>,
-    fixed: Vec<Vec<Plane>>,
+pub(super) struct Sources {
+    pub(super) own: Vec<Plane>,
+    pub(super) fixed: Vec<Vec<Plane>>,
 }
 
 impl Sources {
@@ -116,16 +120,72 @@ impl Sources {
         }
     }
 
-    /// Matches of `own` under `map` with each reference.
-    fn matched(&self, level: usize, search: &Search, map: &Map, own: &Plane) -> Vec<Vec<Tied>> {
-        let moved = warp::drawn(own, map, self.fixed[0][level].area);
-        let of = |planes: &Vec<Plane>| tie(match_blocks(&moved, &Fixed::new(&planes[level]), search), map);
-        self.fixed.iter().map(of).collect()
+    /// Matches of the section under `map`, or of a piece of it, with each reference.
+    pub(super) fn matched(
+        &self,
+        level: usize,
+        search: &Search,
+        map: &Map,
+        piece: Option<(&Labels, usize)>,
+    ) -> Vec<Vec<Tied>> {
+        let moved = self.moved(level, map, piece);
+        let of = |planes: &Vec<Plane>| match_blocks(&moved, &Fixed::new(&planes[level]), search);
+        self.fixed.iter().map(|planes| tie(of(planes), map)).collect()
+    }
+
+    /// Adds patches where those of the last pass, under the same `map`, leave tissue without a match: between them, and further out than
+    /// the coarser solve foretold, at rims and beside damage.
+    pub(super) fn fill_in(
+        &self,
+        tied: &mut [Vec<Tied>],
+        map: &Map,
+        piece: Option<(&Labels, usize)>,
+        config: &AlignConfig,
+    ) {
+        const LEVEL: usize = 1;
+        let sized = |px: u32| ((px / (config.reduction << LEVEL)) as usize).max(1);
+        let between = Search {
+            patch: sized(config.patch_px).max(8),
+            stride: sized(config.stride_px / 2),
+            reach: AGAIN_REACH,
+            least_score: config.least_score,
+            least_distinctness: AGAIN_DISTINCTNESS,
+            again: 0,
+        };
+        let moved = self.moved(LEVEL, map, piece);
+        for (tied, planes) in tied.iter_mut().zip(&self.fixed) {
+            let sure: Vec<Xy<f64>> = tied.iter().filter(|t| t.found.trusted).map(|t| t.found.at).collect();
+            let more = match_some(&moved, &Fixed::new(&planes[LEVEL]), &between, &|at| alone(at, &sure, config));
+            tied.extend(tie(more, map).into_iter().filter_map(|t| t.second_hand()));
+        }
+    }
+
+    fn moved(&self, level: usize, map: &Map, piece: Option<(&Labels, usize)>) -> Plane {
+        let area = self.fixed[0][level].area;
+        match piece {
+            Some((labels, k)) => warp::drawn(&labels.only(&self.own[level], k), map, area),
+            None => warp::drawn(&self.own[level], map, area),
+        }
     }
 }
 
+/// What a pass cannot tell, the one before it still does: its matches are kept where there are no new ones.
+pub(super) fn carry(tied: &mut [Vec<Tied>], before: &[Vec<Tied>], config: &AlignConfig) {
+    for (tied, before) in tied.iter_mut().zip(before) {
+        let sure: Vec<Xy<f64>> = tied.iter().filter(|t| t.found.trusted).map(|t| t.from).collect();
+        let kept = before.iter().filter(|t| alone(t.from, &sure, config));
+        tied.extend(kept.filter_map(|t| t.second_hand()));
+    }
+}
+
+/// Whether a place is far from all that are sure.
+fn alone(place: Xy<f64>, sure: &[Xy<f64>], config: &AlignConfig) -> bool {
+    let far = f64::from(config.stride_px) * ALONE;
+    sure.iter().all(|s| (*s - place).norm() > far)
+}
+
 /// The map through the matches with all references.
-fn solved(
+pub(super) fn solved(
     tied: &[Vec<Tied>],
     axes: &Axes,
     config: &AlignConfig,
@@ -137,76 +197,6 @@ fn solved(
     let solved = found.ok_or_else(|| format!("{} trusted patches do not determine a map", weighted.len()))?;
     check_shape(&solved.map, axes)?;
     Ok(solved)
-}
-
-/// Whether the matches of the wide pass leave room for a crack or a fold: a smooth map leaves too many aside.
-fn suspect(first: &[Tied], axes: &Axes) -> bool {
-    let pairs: Vec<Pair> = pairs(first, 1.0).collect();
-    let Some(smooth) = fit::elastic(&pairs, &axes.0, &axes.1, Some(FIRST_STIFFNESS)) else { return true };
-    let off = pairs.iter().filter(|p| (smooth.map.apply(p.from) - p.to).norm() > SUSPECT_PX).count();
-    (off + first.len() - pairs.len()) as f64 > SUSPECT_SHARE * first.len() as f64
-}
-
-/// A section in pieces.
-struct InPieces {
-    map: Map,
-    axes: Axes,
-    tied: Vec<Vec<Tied>>,
-}
-
-/// The passes after the first, piece by piece; `None` where the first pass shows one piece.
-fn in_pieces(
-    sources: &Sources,
-    passes: &[(usize, Search)],
-    (pose, wide): (&Map, &[Vec<Tied>]),
-    axes: &Axes,
-    (low, high): (Xy<f64>, Xy<f64>),
-    config: &AlignConfig,
-) -> Result<Option<InPieces>, String> {
-    let pixel = f64::from(2 * config.reduction);
-    let sized = |px: f64| (px / pixel) as usize;
-    let probe = Search {
-        patch: sized(f64::from(config.patch_px) * PROBE),
-        stride: sized(f64::from(config.stride_px)),
-        reach: sized(f64::from(config.search_px)),
-        ..passes[0].1
-    };
-    // One reference tells the pieces: the nearest that shows the section well.
-    let Some(nearest) = wide.iter().position(|t| trusted(t) as f64 >= 2.0 * USED_SHARE * t.len() as f64) else {
-        return Ok(None);
-    };
-    let moved = warp::drawn(&sources.own[1], pose, sources.fixed[nearest][1].area);
-    let first = tie(match_blocks(&moved, &Fixed::new(&sources.fixed[nearest][1]), &probe), pose);
-    let Some(piece) = cut::pieces(&first) else { return Ok(None) };
-    let n = piece.iter().flatten().max().map_or(0, |m| m + 1);
-    let part = |k: usize| first.iter().zip(&piece).filter(move |(_, p)| **p == Some(k)).map(|(t, _)| *t);
-    let mut tied: Vec<Vec<Vec<Tied>>> = (0..n).map(|k| vec![part(k).collect()]).collect();
-    let mut maps = vec![];
-    for t in &tied {
-        maps.push(solved(t, axes, config, Some(FIRST_STIFFNESS))?.map);
-    }
-    let members = |tied: &[Vec<Vec<Tied>>]| -> Vec<Vec<Xy<f64>>> {
-        tied.iter().map(|t| t.iter().flatten().filter(|t| t.found.trusted).map(|t| t.from).collect()).collect()
-    };
-    let labelled = |maps: &[Map], members: &[Vec<Xy<f64>>]| {
-        cut::Labels::new(&sources.own[1], &sources.fixed[nearest][1], maps, members)
-    };
-    let mut labels = labelled(&maps, &members(&tied));
-    if !labels.parted(&maps) {
-        return Ok(None);
-    }
-    for (level, search) in &passes[1..] {
-        for k in 0..n {
-            tied[k] = sources.matched(*level, search, &maps[k], &labels.only(&sources.own[*level], k));
-            maps[k] = solved(&tied[k], axes, config, Some(FIRST_STIFFNESS))?.map;
-        }
-        labels = labelled(&maps, &members(&tied));
-    }
-    let merged = cut::merged(&maps, &labels, low, high);
-    // Pieces that lie across each other cannot be drawn: the section is bent as a whole then.
-    let Some((map, axes)) = merged.filter(|(map, _)| cut::drawable(map, low, high)) else { return Ok(None) };
-    let by_reference = (0..sources.fixed.len()).map(|r| tied.iter().flat_map(|t| t[r].iter().copied()).collect());
-    Ok(Some(InPieces { map, axes, tied: by_reference.collect() }))
 }
 
 /// `area` with a margin, its corners at whole pixels of all scales.
@@ -230,9 +220,20 @@ fn pyramid(image: &Array2<u8>, origin: Xy<i64>, area: BoxXy, scale: u32) -> Vec<
 pub(super) struct Tied {
     pub(super) from: Xy<f64>,
     pub(super) found: Match,
+    /// Whether it only stands in where the last pass has none: then it does not count among what was tried.
+    pub(super) second_hand: bool,
 }
 
-fn trusted(tied: &[Tied]) -> usize {
+impl Tied {
+    /// As one that stands in; `None` where it is not trusted.
+    fn second_hand(&self) -> Option<Self> {
+        let weight = if self.second_hand { 1.0 } else { SECOND_HAND };
+        let found = Match { score: self.found.score * weight, ..self.found };
+        found.trusted.then_some(Self { found, second_hand: true, ..*self })
+    }
+}
+
+pub(super) fn trusted(tied: &[Tied]) -> usize {
     tied.iter().filter(|t| t.found.trusted).count()
 }
 
@@ -258,14 +259,15 @@ fn passes(config: &AlignConfig, (h, w): (usize, usize)) -> Vec<(usize, Search)> 
 }
 
 /// Finds the section pixels of matches that were made under `map`.
-fn tie(matches: Vec<Match>, map: &Map) -> Vec<Tied> {
+pub(super) fn tie(matches: Vec<Match>, map: &Map) -> Vec<Tied> {
     let guess = near_inverse(map);
-    let back = |m: Match| map.invert_at(m.at, guess.apply(m.at)).map(|from| Tied { from, found: m });
+    let back =
+        |m: Match| map.invert_at(m.at, guess.apply(m.at)).map(|from| Tied { from, found: m, second_hand: false });
     matches.into_iter().filter_map(back).collect()
 }
 
 /// What the solver gets: trusted matches, weighted by how well they correlate.
-fn pairs(tied: &[Tied], weight: f64) -> impl Iterator<Item = Pair> {
+pub(super) fn pairs(tied: &[Tied], weight: f64) -> impl Iterator<Item = Pair> {
     tied.iter().filter(|t| t.found.trusted).map(move |t| {
         // Patches overlap: whole clumps of them are held out together.
         let (c, r) = (t.found.cell.x.div_euclid(4), t.found.cell.y.div_euclid(4));
@@ -304,9 +306,11 @@ fn judge(
     references: &[&Reference],
 ) -> Result<Placed, String> {
     let mut used = vec![];
-    let mut nearest: Option<&Vec<Tied>> = None;
-    for (t, r) in tied.iter().zip(references) {
-        if trusted(t) > 0 && trusted(t) as f64 >= USED_SHARE * t.len() as f64 {
+    let mut nearest: Option<&Vec<&Tied>> = None;
+    let tried: Vec<Vec<&Tied>> = tied.iter().map(|t| t.iter().filter(|t| !t.second_hand).collect()).collect();
+    for (t, r) in tried.iter().zip(references) {
+        let sure = t.iter().filter(|t| t.found.trusted).count();
+        if sure > 0 && sure as f64 >= USED_SHARE * t.len() as f64 {
             used.push(r.serial);
             nearest = nearest.or(Some(t));
         }

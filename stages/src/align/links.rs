@@ -56,7 +56,8 @@ impl Links {
             Some(Link { from: rounded(t.from), to: rounded(to), score: (t.found.score * 1024.0).round() / 1024.0 })
         };
         let matches = tied.iter().filter(|t| t.found.trusted).filter_map(link).collect();
-        Self { reference, tried: tied.len() as u32, weight, matches }
+        let tried = tied.iter().filter(|t| !t.second_hand).count() as u32;
+        Self { reference, tried, weight, matches }
     }
 
     /// What the section is pulled to where the earlier one lies under `there`.

@@ -6,7 +6,7 @@ use kinesin_stream::map::{Grid, Map, SectionToVolume, TileToSection};
 
 use super::intensity::Tone;
 
-/// Distance of the nodes of a composed map, tile pixels.
+/// Distance of the nodes of a composed map, tile pixels; that of the section's map where it is finer, as beside cracks.
 const COMPOSED_SPACING_PX: f64 = 32.0;
 
 /// A tile whose place in the target plane (a section, or the volume at one z) is known.
@@ -50,14 +50,24 @@ fn rim(map: &Map, size: Xy<u32>) -> Vec<Xy<f64>> {
     along_x.chain(ys.iter().flat_map(|&y| [Xy::new(0.0, y), Xy::new(right, y)])).collect()
 }
 
-/// Tile pixel to volume pixel for a tile of `size`: exact where both maps are affine, else a grid of 32 px.
+/// Distance of the two nodes in the middle of an axis: those at its ends may lie far outside.
+fn middle_step(axis: &[f64]) -> f64 {
+    let i = (axis.len() - 1) / 2;
+    axis[i + 1] - axis[i]
+}
+
+/// Tile pixel to volume pixel for a tile of `size`: exact where both maps are affine, else a grid of 32 px or as fine as the section's.
 pub fn compose(tile_to_section: &TileToSection, section_to_volume: &SectionToVolume, size: Xy<u32>) -> Map {
     if let (Map::Affine(a), Map::Affine(b)) = (&tile_to_section.0, &section_to_volume.0) {
         return Map::Affine(a.then(b));
     }
+    let spacing = match &section_to_volume.0 {
+        Map::Grid(g) => middle_step(g.xs()).min(middle_step(g.ys())).clamp(1.0, COMPOSED_SPACING_PX),
+        Map::Affine(_) => COMPOSED_SPACING_PX,
+    };
     let axis = |n: u32| {
         let length = f64::from(n.max(2) - 1);
-        let cells = (length / COMPOSED_SPACING_PX).ceil().max(1.0);
+        let cells = (length / spacing).ceil().max(1.0);
         (0..=cells as u32).map(|i| length * f64::from(i) / cells).collect::<Vec<f64>>()
     };
     let both = |p| section_to_volume.0.apply(tile_to_section.0.apply(p));

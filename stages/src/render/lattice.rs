@@ -84,8 +84,18 @@ fn invert(placed: &PlacedTile, guess: &Affine, q: Xy<f64>, from: Xy<f64>) -> Res
             return Ok(p);
         }
     }
-    let fold = RenderError::NotInvertible { key: placed.key, x: q.x as i64, y: q.y as i64 };
-    placed.map.invert_at(q, guess.apply(q)).ok_or(fold)
+    let flat = RenderError::NotInvertible { key: placed.key, x: q.x as i64, y: q.y as i64 };
+    placed.map.invert_at(q, guess.apply(q)).or_else(|| beyond(placed, guess, q)).ok_or(flat)
+}
+
+/// A target pixel that no part of the tile comes to: as far from the nearest node of the rim as the linear part says.
+fn beyond(placed: &PlacedTile, guess: &Affine, q: Xy<f64>) -> Option<Xy<f64>> {
+    let Map::Grid(g) = &placed.map else { return None };
+    let (nx, ny) = (g.xs().len(), g.ys().len());
+    let rim = (0..nx).flat_map(|c| [(c, 0), (c, ny - 1)]).chain((0..ny).flat_map(|r| [(0, r), (nx - 1, r)]));
+    let nearest = rim.min_by(|a, b| (g.node(a.0, a.1) - q).norm().total_cmp(&(g.node(b.0, b.1) - q).norm()))?;
+    let (from, to) = (Xy::new(g.xs()[nearest.0], g.ys()[nearest.1]), g.node(nearest.0, nearest.1));
+    Some(from + guess.apply(q) - guess.apply(to))
 }
 
 /// Smallest and largest coordinates.

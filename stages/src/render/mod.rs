@@ -98,7 +98,7 @@ pub enum RenderError {
         /// The tile.
         key: TileKey,
     },
-    /// The map folds over itself, so that a target pixel has no single source.
+    /// The map is flat, so that a target pixel has no single source.
     #[error(
         "render: the map of {key} cannot be inverted near target pixel ({x}, {y}); solve its section again or leave it out"
     )]

@@ -1,0 +1,116 @@
+//! The passes of a section that a crack or a fold parts: the wide one tells the pieces, the others run piece by piece.
+
+use kinesin_stream::geometry::Xy;
+use kinesin_stream::map::Map;
+
+use super::blocks::{Fixed, Search, match_blocks};
+use super::config::AlignConfig;
+use super::fine::{Axes, FIRST_STIFFNESS, Sources, Tied, USED_SHARE, carry, pairs, solved, tie, trusted};
+use super::fit::{self, Pair};
+use super::plane::Plane;
+use super::{cut, join, warp};
+
+/// A section may be in pieces where this share of wide matches is not trusted or further off a smooth map than this.
+const SUSPECT_SHARE: f64 = 0.08;
+const SUSPECT_PX: f64 = 5.0;
+/// Side of the patches by which pieces are told, as a part of [`AlignConfig::patch_px`].
+const PROBE: f64 = 2.0 / 3.0;
+
+/// Pieces correlate this many times better than the whole, where they put tissue to another place: cracks of 30 px and folds of 24 px
+/// do 1.45 to 2.1 times, tissue that moves by itself up to 1.2 times.
+const CLEARLY_BETTER: f64 = 1.35;
+
+/// A section in pieces.
+pub(super) struct InPieces {
+    pub(super) map: Map,
+    pub(super) axes: Axes,
+    /// Patches of the last pass, by reference.
+    pub(super) tied: Vec<Vec<Tied>>,
+    /// The reference that told the pieces.
+    nearest: usize,
+}
+
+impl InPieces {
+    /// Whether, where it differs, the section correlates clearly better than under the map that bends it as a whole.
+    pub(super) fn fits_better(&self, sources: &Sources, whole: &Map) -> bool {
+        let [own, other] = cut::agreements(&sources.own[1], &[&sources.fixed[self.nearest][1]], [&self.map, whole]);
+        own > CLEARLY_BETTER * other
+    }
+}
+
+/// Whether the matches of the wide pass leave room for a crack or a fold: a smooth map leaves too many aside.
+pub(super) fn suspect(first: &[Tied], axes: &Axes) -> bool {
+    let pairs: Vec<Pair> = pairs(first, 1.0).collect();
+    let Some(smooth) = fit::elastic(&pairs, &axes.0, &axes.1, Some(FIRST_STIFFNESS)) else { return true };
+    let off = pairs.iter().filter(|p| (smooth.map.apply(p.from) - p.to).norm() > SUSPECT_PX).count();
+    (off + first.len() - pairs.len()) as f64 > SUSPECT_SHARE * first.len() as f64
+}
+
+/// The passes after the first, piece by piece; `None` where the first pass shows one piece.
+pub(super) fn in_pieces(
+    sources: &Sources,
+    passes: &[(usize, Search)],
+    (pose, wide): (&Map, &[Vec<Tied>]),
+    axes: &Axes,
+    (low, high): (Xy<f64>, Xy<f64>),
+    config: &AlignConfig,
+) -> Option<InPieces> {
+    // One reference tells the pieces: the nearest that shows the section well.
+    let nearest = wide.iter().position(|t| trusted(t) as f64 >= 2.0 * USED_SHARE * t.len() as f64)?;
+    let first = probed(sources, passes, nearest, pose, config);
+    let piece = cut::pieces(&first)?;
+    let n = piece.iter().flatten().max().map_or(0, |m| m + 1);
+    let part = |k: usize| first.iter().zip(&piece).filter(move |(_, p)| **p == Some(k)).map(|(t, _)| *t);
+    let mut tied: Vec<Vec<Vec<Tied>>> = (0..n).map(|k| vec![part(k).collect()]).collect();
+    let mut maps = vec![];
+    for t in &tied {
+        maps.push(solved(t, axes, config, Some(FIRST_STIFFNESS)).ok()?.map);
+    }
+    let members = |tied: &[Vec<Vec<Tied>>]| -> Vec<Vec<Xy<f64>>> {
+        tied.iter().map(|t| t.iter().flatten().filter(|t| t.found.trusted).map(|t| t.from).collect()).collect()
+    };
+    // Where the one shows nothing, at rims, the others do.
+    let others = (0..sources.fixed.len()).filter(|r| *r != nearest);
+    let shown: Vec<&Plane> = std::iter::once(nearest).chain(others).map(|r| &sources.fixed[r][1]).collect();
+    let labelled = |maps: &[Map], members: &[Vec<Xy<f64>>]| cut::Labels::new(&sources.own[1], &shown, maps, members);
+    let mut labels = labelled(&maps, &members(&tied));
+    if !labels.parted(&maps) {
+        return None;
+    }
+    for (level, search) in &passes[1..] {
+        for k in 0..n {
+            let found = sources.matched(*level, search, &maps[k], Some((&labels, k)));
+            let before = std::mem::replace(&mut tied[k], found);
+            carry(&mut tied[k], &before, config);
+            if *level == 0 {
+                sources.fill_in(&mut tied[k], &maps[k], Some((&labels, k)), config);
+            }
+            maps[k] = solved(&tied[k], axes, config, Some(FIRST_STIFFNESS)).ok()?.map;
+        }
+        labels = labelled(&maps, &members(&tied));
+    }
+    // Pieces that no map joins: the section is bent as a whole.
+    let (map, axes) = join::joined(&maps, &labels, low, high)?;
+    let by_reference = (0..sources.fixed.len()).map(|r| tied.iter().flat_map(|t| t[r].iter().copied()).collect());
+    Some(InPieces { map, axes, tied: by_reference.collect(), nearest })
+}
+
+/// Matches of smaller patches with one reference, as wide as the first pass.
+fn probed(
+    sources: &Sources,
+    passes: &[(usize, Search)],
+    reference: usize,
+    pose: &Map,
+    config: &AlignConfig,
+) -> Vec<Tied> {
+    let pixel = f64::from(2 * config.reduction);
+    let sized = |px: f64| (px / pixel) as usize;
+    let probe = Search {
+        patch: sized(f64::from(config.patch_px) * PROBE),
+        stride: sized(f64::from(config.stride_px)),
+        reach: sized(f64::from(config.search_px)),
+        ..passes[0].1
+    };
+    let fixed = &sources.fixed[reference][1];
+    tie(match_blocks(&warp::drawn(&sources.own[1], pose, fixed.area), &Fixed::new(fixed), &probe), pose)
+}
