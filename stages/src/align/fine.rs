@@ -271,7 +271,8 @@ pub(super) fn pairs(tied: &[Tied], weight: f64) -> impl Iterator<Item = Pair> {
     tied.iter().filter(|t| t.found.trusted).map(move |t| {
         // Patches overlap: whole clumps of them are held out together.
         let (c, r) = (t.found.cell.x.div_euclid(4), t.found.cell.y.div_euclid(4));
-        let fold = (c + 2 * r).rem_euclid(FOLDS as i64) as usize;
+        // Those that stand in have no say in how stiff the map is.
+        let fold = if t.second_hand { FOLDS } else { (c + 2 * r).rem_euclid(FOLDS as i64) as usize };
         Pair { from: t.from, to: t.found.to, weight: weight * t.found.score, fold }
     })
 }

@@ -14,7 +14,7 @@ pub(super) struct Pair {
     pub(super) from: Xy<f64>,
     pub(super) to: Xy<f64>,
     pub(super) weight: f64,
-    /// Which of the held-out groups it belongs to.
+    /// Which of the held-out groups it belongs to; [`FOLDS`]: none, it only helps a bending map.
     pub(super) fold: usize,
 }
 
@@ -132,6 +132,7 @@ pub(super) fn elastic(pairs: &[Pair], xs: &[f64], ys: &[f64], stiffness: Option<
 
     let stiffness = stiffness.or_else(|| choose(&weighted, xs, ys))?;
     if stiffness.is_infinite() {
+        weighted.retain(|p| p.fold < FOLDS);
         return Some(Solved { map: Map::Affine(affine(&weighted)?), stiffness });
     }
     let system = System::new(xs, ys, stiffness, &stiff);
@@ -161,7 +162,7 @@ fn choose(weighted: &[Pair], xs: &[f64], ys: &[f64]) -> Option<f64> {
     let error = |stiffness: f64| -> Option<f64> {
         let (mut sum, mut n) = (0.0, 0.0);
         for fold in 0..FOLDS {
-            let kept: Vec<Pair> = weighted.iter().filter(|p| p.fold != fold).copied().collect();
+            let kept: Vec<Pair> = weighted.iter().filter(|p| p.fold != fold && p.fold < FOLDS).copied().collect();
             let stiff = affine(&kept)?;
             let field = stiffness.is_finite().then(|| System::new(xs, ys, stiffness, &stiff).solve(&kept));
             for p in weighted.iter().filter(|p| p.fold == fold) {
