@@ -1,19 +1,27 @@
 //! What 200 sections in a chain add up to: 1024 px a side, made from tissue that changes from section to section, by known warps.
 //!
-//! `cargo bench -p kinesin-stages --bench drift`; `KINESIN_ALIGN='lag = 0'` changes settings, `KINESIN_SECTIONS=60` their number.
+//! `cargo bench -p kinesin-stages --bench drift`; `KINESIN_ALIGN='lag = 0'` changes settings, `KINESIN_SECTIONS=60` their number,
+//! `KINESIN_SEED=1` makes other tissue and other warps.
 //!
-//! Tissue is a lattice of cells with dark borders; each wanders on its own path, straight for some 5 to 15 sections and at about
+//! Drawn tissue is a lattice of cells with dark borders; each wanders on its own path, straight for some 5 to 15 sections and at about
 //! 1 px a section, and its grey and its organelles change. A section is turned by up to 3 degrees, moved by up to 40 px, bent by
 //! a smooth field of 6 px, and compressed along y by 4 % and more from section to section, 1 % over the stack, give or take 0.3 %.
-//! Drift of section z is where its tissue lies in the volume, less where the same tissue column lies in section 0.
+//! Recorded tissue (fib25 under `KINESIN_DATA`) is a mosaic of 12 planes 24 nm apart, gone through up and down again and again.
+//!
+//! Drift of section z is where its tissue column lies in the volume, less where the same column lies by section 0. Tissue wanders, and whoever
+//! follows it drifts the other way: of drawn tissue it is also told where the *cells* lie, less where the same cells lay by section 0.
 
+#[expect(dead_code, unused_imports, reason = "shared with the bench of align, which cuts and damages sections too")]
+mod sections;
+
+use std::sync::LazyLock;
 use std::time::Instant;
 
 use kinesin_stages::align::{AlignConfig, Aligner, Alignment, SectionView, Verdict};
 use kinesin_stream::geometry::Xy;
 use kinesin_stream::ids::SerialIndex;
 use kinesin_stream::map::Affine;
-use ndarray::Array2;
+use ndarray::{Array2, Array3};
 
 const SIZE: usize = 1024;
 /// Distance of cells, px.
@@ -22,20 +30,28 @@ const CELL: f64 = 40.0;
 fn main() {
     let sections: u32 = std::env::var("KINESIN_SECTIONS").ok().and_then(|s| s.parse().ok()).unwrap_or(200);
     let config: AlignConfig = toml::from_str(&std::env::var("KINESIN_ALIGN").unwrap_or_default()).expect("settings");
+    chain("drawn tissue", &Tissue::new(), sections, &config);
+    match sections::cube() {
+        Some(cube) => chain("recorded tissue", &Recorded::new(&cube), sections, &config),
+        None => println!("no fib25 under KINESIN_DATA: recorded tissue is left out"),
+    }
+}
+
+/// Aligns `sections` sections and prints what they add up to.
+fn chain(name: &str, tissue: &impl Planes, sections: u32, config: &AlignConfig) {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().expect("one thread");
-    let tissue = Tissue::new();
     let warps: Vec<Warp> = (0..sections).map(Warp::new).collect();
     let mut aligner = Aligner::new(config.clone()).expect("allowed");
     let (mut done, mut seconds): (Vec<Alignment>, Vec<f64>) = (vec![], vec![]);
     for (z, warp) in (0..sections).zip(&warps) {
-        let view = warp.view(z, &tissue, config.reduction);
+        let view = warp.view(z, tissue, config.reduction);
         let began = Instant::now();
         done.extend(pool.install(|| aligner.push(&view).expect("in order")));
         seconds.push(began.elapsed().as_secs_f64());
     }
     done.extend(aligner.finish());
     let unplaced = done.iter().filter(|a| !matches!(a.verdict, Verdict::Aligned | Verdict::Reference)).count();
-    println!("{sections} sections, {unplaced} not laid onto the one before");
+    println!("{name}: {sections} sections, {unplaced} not laid onto the one before");
     let mut neighbours: Vec<f64> = (1..done.len()).flat_map(|z| apart(&done, &warps, z - 1, z)).collect();
     neighbours.sort_by(f64::total_cmp);
     let p99 = neighbours[neighbours.len() * 99 / 100];
@@ -58,7 +74,12 @@ fn main() {
                 told(shape.trend)
             );
         }
-        drift_row(z, "by itself", &tissue.by_itself(z as f64));
+        let lies = |z: usize, t: Xy<f64>| place(&done, &warps, z, t);
+        let both = tissue.marks(0).into_iter().zip(tissue.marks(z));
+        let both: Vec<_> = both.filter_map(|(a, b)| Some((lies(0, a)?, lies(z, b)?))).collect();
+        if !both.is_empty() {
+            drift_row(z, "of the cells", &both);
+        }
     }
     let mean = |s: &[f64]| s.iter().sum::<f64>() / s.len() as f64;
     if seconds.len() >= 40 {
@@ -124,9 +145,13 @@ fn affine(pairs: &[(Xy<f64>, Xy<f64>)]) -> Affine {
     Affine { rows: [[u.x, v.x, t.x], [u.y, v.y, t.y]] }
 }
 
-/// Numbers that depend on their place in a table alone, -1 to 1.
+static SEED: LazyLock<u64> =
+    LazyLock::new(|| std::env::var("KINESIN_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or(0));
+
+/// Numbers that depend on the seed and their place in a table alone, -1 to 1.
 fn hash(a: i64, b: i64, c: i64) -> f64 {
-    let mut h = (a as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15)
+    let mut h = SEED.wrapping_mul(0xD6E8_FEB8_6659_FD93)
+        ^ (a as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15)
         ^ (b as u64).wrapping_mul(0xC2B2_AE3D_27D4_EB4F)
         ^ (c as u64).wrapping_mul(0x1656_67B1_9E37_79F9);
     h = (h ^ (h >> 29)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
@@ -145,6 +170,54 @@ fn along(z: f64, length: f64, (a, b, c): (i64, i64, i64)) -> f64 {
     let u = u * u * (3.0 - 2.0 * u);
     let at = |i: f64| hash(a, b, c * 1_000_003 + i as i64);
     at(i) * (1.0 - u) + at(i + 1.0) * u
+}
+
+/// What there is to cut sections from.
+trait Planes {
+    /// Grey value at tissue pixels of plane `z`.
+    fn plane(&self, z: u32) -> impl Fn(Xy<f64>) -> f64;
+
+    /// Points that belong to the same piece of tissue in all planes, where that is known.
+    fn marks(&self, _z: usize) -> Vec<Xy<f64>> {
+        vec![]
+    }
+}
+
+/// Planes that are gone through up and down.
+struct Recorded(Vec<Array2<u8>>);
+
+impl Recorded {
+    fn new(cube: &Array3<u8>) -> Self {
+        Self(sections::mosaic(cube, 5, 12, 3))
+    }
+}
+
+impl Planes for Recorded {
+    fn plane(&self, z: u32) -> impl Fn(Xy<f64>) -> f64 {
+        let last = self.0.len() - 1;
+        let turn = z as usize % (2 * last);
+        let plane = &self.0[turn.min(2 * last - turn)];
+        let (h, w) = plane.dim();
+        let rim = (w - SIZE) as f64 / 2.0;
+        move |p| {
+            let (x, y) = ((p.x + rim).clamp(0.0, w as f64 - 1.001), (p.y + rim).clamp(0.0, h as f64 - 1.001));
+            let (c, r, u, v) = (x as usize, y as usize, x.fract(), y.fract());
+            let at = |y: usize, x: usize| f64::from(plane[[y, x]]);
+            (at(r, c) * (1.0 - u) + at(r, c + 1) * u) * (1.0 - v)
+                + (at(r + 1, c) * (1.0 - u) + at(r + 1, c + 1) * u) * v
+        }
+    }
+}
+
+impl Planes for Tissue {
+    fn plane(&self, z: u32) -> impl Fn(Xy<f64>) -> f64 {
+        let cells = self.cells(f64::from(z));
+        move |p| self.grey(&cells, p)
+    }
+
+    fn marks(&self, z: usize) -> Vec<Xy<f64>> {
+        self.cells(z as f64).into_iter().map(|c| c.0).collect()
+    }
 }
 
 struct Tissue {
@@ -168,13 +241,6 @@ impl Tissue {
             (rest + wander, tone, rest + wander + organelle)
         };
         (0..n * n).map(|i| cell((i % n, i / n))).collect()
-    }
-
-    /// Where the cells are in section 0 and at `z`: whoever follows tissue follows this.
-    fn by_itself(&self, z: f64) -> Vec<(Xy<f64>, Xy<f64>)> {
-        let inside = |p: Xy<f64>| p.x >= 80.0 && p.y >= 80.0 && p.x < 944.0 && p.y < 944.0;
-        let both = self.cells(0.0).into_iter().zip(self.cells(z)).map(|(a, b)| (a.0, b.0));
-        both.filter(|(a, _)| inside(*a)).collect()
     }
 
     fn grey(&self, cells: &[(Xy<f64>, f64, Xy<f64>)], p: Xy<f64>) -> f64 {
@@ -253,14 +319,14 @@ impl Warp {
     }
 
     /// What the microscope would show, reduced.
-    fn view(&self, serial: u32, tissue: &Tissue, s: u32) -> SectionView {
-        let cells = tissue.cells(f64::from(serial));
+    fn view(&self, serial: u32, tissue: &impl Planes, s: u32) -> SectionView {
+        let grey = tissue.plane(serial);
         let n = SIZE / s as usize;
         let middle = (f64::from(s) - 1.0) / 2.0;
         let image = Array2::from_shape_fn((n, n), |(y, x)| {
             let p = Xy::new(x as f64, y as f64) * f64::from(s) + Xy::new(middle, middle);
             let noise = 8.0 * hash(i64::from(serial), (y * n + x) as i64, 995);
-            (tissue.grey(&cells, self.to_tissue(p)) + noise).clamp(1.0, 255.0) as u8
+            (grey(self.to_tissue(p)) + noise).clamp(1.0, 255.0) as u8
         });
         SectionView { serial: SerialIndex(serial), name: format!("{serial}"), image, origin: Xy::new(0, 0) }
     }

@@ -23,7 +23,7 @@ impl Rule {
     /// Of a field in pixels: the rate is a pull, which lasts for some 50 sections.
     pub(super) const FIELD: Self = Self { adds_to: 1, keeps: 0.98, rate: 1.0, walk: 0.5, lasting: 20.0, least: 0.2 };
     /// Of stretch and shear: the rate is the knife's.
-    pub(super) const AFFINE: Self = Self { adds_to: 0, keeps: 1.0, rate: 0.5, walk: 1.0, lasting: 0.05, least: 2e-4 };
+    pub(super) const AFFINE: Self = Self { adds_to: 0, keeps: 1.0, rate: 1.0, walk: 1.0, lasting: 0.05, least: 2e-4 };
 }
 
 /// Weight of a step in the measured spread, once there are many.
@@ -81,6 +81,23 @@ impl Filter {
             }
         }
         gain
+    }
+}
+
+impl Filter {
+    /// Error and rate, where a rate that chance may have made is not believed; `size` as in [`predict`](Self::predict).
+    ///
+    /// A walk of errors and a slow trend of the sections look alike: together they leave the walk unchecked. So both are weighed: no rate at all
+    /// (what the others are then follows from the covariances), and the one found, by how much likelier what was seen is under each
+    /// (the density ratio of Savage and Dickey: of a rate of 0, after and before).
+    pub(super) fn believed(&self, rule: &Rule, size: f64, [_, error, rate]: [f64; 3]) -> (f64, f64) {
+        let [.., [_, with_error, variance]] = self.covariance;
+        if variance <= 0.0 {
+            return (error, rate);
+        }
+        let odds = rule.rate * size / variance.sqrt() * (-rate * rate / (2.0 * variance)).exp();
+        let share = 1.0 / (1.0 + odds);
+        (error - (1.0 - share) * with_error / variance * rate, share * rate)
     }
 }
 

@@ -182,15 +182,15 @@ impl AlignerState {
         }
         let (tie, pull) = self.key_pull(front, config);
         front.record.key = tie;
-        front.record.shape = Some(drift.shape());
-        let correction = |q: Xy<f64>| q - drift.at(q) * config.drift_relax + pull(q);
+        front.record.shape = Some(drift.shape(config));
+        let correction = |q: Xy<f64>| q - drift.at(q, config) * config.drift_relax + pull(q);
         let same_chain = self.pending.iter_mut().take_while(|p| p.turn.is_none());
         for p in std::iter::once(front).chain(same_chain).filter(|p| p.moves()) {
             if let Some(SectionToVolume(map)) = &p.record.map {
                 p.record.map = Some(SectionToVolume(drift::moved(map, correction)));
             }
         }
-        drift.relieve(config.drift_relax);
+        drift.relieve(config);
     }
 
     /// What is left between a section and those it was laid onto, as all lie now.
