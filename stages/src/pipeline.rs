@@ -30,6 +30,7 @@ mod gaps;
 mod gate;
 mod gather;
 mod gathering;
+mod late;
 mod layout;
 mod matching;
 mod montaging;
@@ -44,7 +45,7 @@ mod telemetry;
 mod tiles;
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use kinesin_backpressure::{Budget, Bytes, Cost, Pool, Receiver, Sender, edge};
 use kinesin_stream::ledger::Ledger;
@@ -73,6 +74,7 @@ use crate::runtime::NetworkFactory;
 use aligning::AlignBox;
 use faults::FaultLog;
 use front::{InspectStage, Inspected};
+use late::Late;
 use matching::{MontageInput, PairJob};
 use montaging::{MontageBox, Montaged, SectionSolver};
 use rendering::{RenderBox, RenderInput, Rendered};
@@ -224,7 +226,15 @@ impl Line {
             nominal: config.nominal.stitch,
             pixel_nm: config.plan.pixel_size_nm,
         };
+        let desk = Arc::new(Mutex::new(()));
+        let late = Late {
+            config: config.stages.align.clone(),
+            nominal: config.nominal.align,
+            origin: layout.origin,
+            desk: desk.clone(),
+        };
         let reviser = Reviser {
+            late,
             solver: solver.clone(),
             inspect: config.stages.inspect.clone(),
             matcher: Matcher::new(config.stages.pointmatch.clone()),
@@ -254,6 +264,7 @@ impl Line {
             nominal: config.nominal.align,
             sections: config.plan.sections,
             origin: layout.origin,
+            desk,
             renderer: renderer.plain(),
             tiles: TileCache::new(store.clone(), self.align_tiles),
             out: out.clone(),

@@ -153,6 +153,7 @@ fn sections(out: &Path, sections: u32) -> Result<BTreeMap<String, usize>, Failur
             Some(Verdict::Aligned) => "aligned",
             Some(Verdict::Bridged { .. }) => "bridged",
             Some(Verdict::NewStart { .. }) => "new start",
+            Some(Verdict::Inserted) => "inserted",
             Some(Verdict::Missing) => "missing",
             Some(Verdict::Failed { .. }) => "failed",
         };

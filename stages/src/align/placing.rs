@@ -20,8 +20,15 @@ pub(super) struct Own<'a> {
     look: Look,
 }
 
+impl<'a> Own<'a> {
+    pub(super) fn new(view: &'a SectionView, image: Array2<u8>, reduction: u32) -> Self {
+        let (low, high) = extent(view, reduction);
+        Self { view, image, low, high, look: Look::of(&view.image) }
+    }
+}
+
 /// A section laid onto others.
-struct Fit {
+pub(super) struct Fit {
     placed: fine::Placed,
     links: Vec<Links>,
 }
@@ -32,7 +39,7 @@ const SAME_PLACE_PX: f64 = 12.0;
 const SAMPLES: usize = 8;
 
 /// An accepted section, as image and as record.
-type Onto<'a> = (&'a Drawn, &'a DrawnAs);
+pub(super) type Onto<'a> = (&'a Drawn, &'a DrawnAs);
 
 impl Aligner {
     /// The section that defines the frame.
@@ -50,8 +57,7 @@ impl Aligner {
 
     /// Any later one.
     pub(super) fn place(&mut self, view: &SectionView, image: Array2<u8>) -> Result<(), String> {
-        let (low, high) = extent(view, self.config.reduction);
-        let own = Own { view, image, low, high, look: Look::of(&view.image) };
+        let own = Own::new(view, image, self.config.reduction);
         let references = self.config.references as usize;
         let present: Vec<Onto<'_>> = self.drawn.iter().zip(&self.state.drawn).take(references).collect();
         let found = self.fit(&own, &present);
@@ -78,7 +84,7 @@ impl Aligner {
     }
 
     /// Lays a section onto others, nearest first.
-    fn fit(&self, own: &Own<'_>, onto: &[Onto<'_>]) -> Result<Fit, String> {
+    pub(super) fn fit(&self, own: &Own<'_>, onto: &[Onto<'_>]) -> Result<Fit, String> {
         let fixed: Vec<&Reference> = onto.iter().map(|(d, _)| &d.as_reference).collect();
         let pose = self.pose(own, &fixed)?;
         let placed = fine::place(&own.image, own.view.origin, &fixed, pose, (own.low, own.high), &self.config)?;
@@ -150,7 +156,7 @@ impl Aligner {
         Ok(())
     }
 
-    fn record(&self, own: &Own<'_>, fit: &Fit, turn: Option<Turn>) -> Alignment {
+    pub(super) fn record(&self, own: &Own<'_>, fit: &Fit, turn: Option<Turn>) -> Alignment {
         let placed = &fit.placed;
         let nearest = placed.used[0];
         let next_to = nearest.0 + 1 == own.view.serial.0;

@@ -55,7 +55,7 @@ impl Quality {
                     after.0
                 ),
             ),
-            Verdict::Reference | Verdict::Aligned => {}
+            Verdict::Reference | Verdict::Aligned | Verdict::Inserted => {}
         }
         if record.broken_before && !matches!(record.verdict, Verdict::NewStart { .. }) {
             say(

@@ -44,6 +44,8 @@ pub enum Verdict {
         /// What was tried and what came out.
         reason: String,
     },
+    /// It came when those around it were final, and was laid between them.
+    Inserted,
     /// Announced as missing.
     Missing,
     /// Present but not placed.
@@ -112,6 +114,11 @@ fn is_false(flag: &bool) -> bool {
 }
 
 impl Alignment {
+    /// Of a section that was tried in vain.
+    pub fn failed(serial: SerialIndex, name: &str, reason: String) -> Self {
+        Self::unplaced(serial, name, Verdict::Failed { reason })
+    }
+
     /// Of a section without a place.
     pub(super) fn unplaced(serial: SerialIndex, name: &str, verdict: Verdict) -> Self {
         Self {

@@ -6,7 +6,7 @@
 use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use kinesin_backpressure::{Receiver, Sender};
 use kinesin_stream::geometry::Xy;
@@ -127,6 +127,8 @@ pub(super) struct AlignBox {
     pub(super) sections: u32,
     /// Section pixel that is volume pixel (0, 0) where a section's map is the identity.
     pub(super) origin: Xy<i64>,
+    /// Held while a section is aligned: late ones are, elsewhere, within the same memory.
+    pub(super) desk: Arc<Mutex<()>>,
     pub(super) renderer: Renderer,
     pub(super) tiles: TileCache,
     pub(super) out: PathBuf,
@@ -262,6 +264,8 @@ impl AlignBox {
         }
         let pixels = section.plan.tiles().map(|t| u64::from(t.size.x) * u64::from(t.size.y)).sum();
         let telemetry = self.telemetry.clone();
+        let desk = self.desk.clone();
+        let _working = desk.lock().unwrap_or_else(PoisonError::into_inner);
         telemetry.time(StageName::Align, pixels, || {
             let view = self.view(&section)?;
             Ok(aligner.push(&view)?)
@@ -270,18 +274,7 @@ impl AlignBox {
 
     /// The section as its montage shows it, reduced.
     fn view(&mut self, section: &Montaged) -> Result<SectionView, StopError> {
-        let placed = section.placed(|tile, _| tile.0.clone());
-        let reduction = self.config.reduction;
-        let extent = self.renderer.extent(reduction, &placed).unwrap_or_default();
-        let mut image = ndarray::Array2::zeros((extent.size().y, extent.size().x));
-        let mut top = 0;
-        self.tiles.draw(&self.renderer, &placed, (extent, reduction), BAND_PX, |rows| -> Result<(), StopError> {
-            image.slice_mut(ndarray::s![top..top + rows.nrows(), ..]).assign(&rows);
-            top += rows.nrows();
-            Ok(())
-        })?;
-        self.tiles.clear();
-        Ok(SectionView { serial: section.plan.serial, name: section.plan.name.clone(), image, origin: extent.min })
+        view_of(section, &self.renderer, &mut self.tiles, self.config.reduction)
     }
 
     fn write(&self, record: Alignment) -> Result<AlignmentFile, StopError> {
@@ -293,6 +286,26 @@ impl AlignBox {
         write_json(&SectionFiles::new(&self.out, z).alignment(), &file)?;
         Ok(file)
     }
+}
+
+/// A section as its montage shows it, reduced.
+pub(super) fn view_of(
+    section: &Montaged,
+    renderer: &Renderer,
+    tiles: &mut TileCache,
+    reduction: u32,
+) -> Result<SectionView, StopError> {
+    let placed = section.placed(|tile, _| tile.0.clone());
+    let extent = renderer.extent(reduction, &placed).unwrap_or_default();
+    let mut image = ndarray::Array2::zeros((extent.size().y, extent.size().x));
+    let mut top = 0;
+    tiles.draw(renderer, &placed, (extent, reduction), BAND_PX, |rows| -> Result<(), StopError> {
+        image.slice_mut(ndarray::s![top..top + rows.nrows(), ..]).assign(&rows);
+        top += rows.nrows();
+        Ok(())
+    })?;
+    tiles.clear();
+    Ok(SectionView { serial: section.plan.serial, name: section.plan.name.clone(), image, origin: extent.min })
 }
 
 fn aligned(montaged: Montaged, file: AlignmentFile) -> Aligned {
@@ -370,7 +383,7 @@ impl Serialize for Maps<'_> {
 }
 
 /// First `map`, then the volume's first pixel moved to `origin`.
-fn shifted(map: &Map, origin: Xy<f64>) -> Result<Map, StopError> {
+pub(super) fn shifted(map: &Map, origin: Xy<f64>) -> Result<Map, StopError> {
     Ok(match map {
         Map::Affine(a) => Map::Affine(a.then(&Affine::translation(origin * -1.0))),
         Map::Grid(g) => Map::Grid(Grid::from_fn(g.xs().to_vec(), g.ys().to_vec(), |p| g.apply(p) - origin)?),

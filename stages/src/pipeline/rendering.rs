@@ -110,7 +110,7 @@ impl RenderBox {
                     waiting.by_section.entry(closed.plan.serial.0).or_default().insert(closed.revision, closed);
                 }
             }
-            while let Some(closed) = waiting.next() {
+            while let Some(closed) = waiting.next(&self.reviser)? {
                 run.working_on(format!("version {} of {}", closed.revision, closed.plan.section));
                 self.reviser.revise(closed, &mut self.tiles, run)?;
             }
@@ -175,18 +175,19 @@ struct Waiting {
 
 impl Waiting {
     /// One that can be made now.
-    fn next(&mut self) -> Option<Closed> {
-        let due = |(z, versions): (&u32, &BTreeMap<u32, Closed>)| {
+    fn next(&mut self, reviser: &Reviser) -> Result<Option<Closed>, StopError> {
+        for (z, versions) in &mut self.by_section {
             let next = self.made.get(z).map_or(1, |v| v + 1);
-            (*z < self.published && versions.contains_key(&next)).then_some((*z, next))
-        };
-        let (z, version) = self.by_section.iter().find_map(due)?;
-        let versions = self.by_section.get_mut(&z)?;
-        let closed = versions.remove(&version);
-        if versions.is_empty() {
-            self.by_section.remove(&z);
+            let Some(closed) = versions.get(&next).filter(|_| *z < self.published) else { continue };
+            if reviser.ready(closed, self.published)? {
+                let (z, closed) = (*z, versions.remove(&next));
+                if versions.is_empty() {
+                    self.by_section.remove(&z);
+                }
+                self.made.insert(z, next);
+                return Ok(closed);
+            }
         }
-        self.made.insert(z, version);
-        closed
+        Ok(None)
     }
 }

@@ -6,7 +6,8 @@
 //!                                                              │ tiles that changed or moved
 //! volume/image (version 0) ── blocks that they do not touch ───┴─► DIR/volume/revisions/<z>_v<n>
 //! ```
-//! *Frame.* The section's way into the volume is that of version 0: other sections do not move. Of the new solve the shift,
+//! *Frame.* The section's way into the volume is that of version 0, but where that has none or all its tiles are new (`late`): other
+//! sections do not move. Of the new solve the shift,
 //! turn and scale that all tiles share are taken out; a tile that then lies within [`HELD_PX`] of its place keeps place and tone,
 //! bit by bit.
 //!
@@ -35,6 +36,7 @@ use super::aligning::AlignmentFile;
 use super::cells::{bands, corners, of_corners, plane, touched_blocks};
 use super::commits::{Commit, Commits};
 use super::gather::{Closed, current};
+use super::late::Late;
 use super::matching;
 use super::montaging::{Evidence, Matches, Montaged, SectionSolver, Solved};
 use super::telemetry::{StageName, Telemetry};
@@ -84,6 +86,7 @@ pub(super) struct Reviser {
     pub(super) commits: Arc<Commits>,
     /// None for recorded data.
     pub(super) ledger: Option<Ledger>,
+    pub(super) late: Late,
     pub(super) telemetry: Arc<Telemetry>,
 }
 
@@ -119,13 +122,14 @@ impl Reviser {
         let moved = hold(&closed.plan, &before.solved, &mut montage, &mut tones)?;
         let solved = Solved { plan: closed.plan.clone(), montage, tones: tones.into_iter().collect() };
         self.solver.write(&files, &closed, matches, &solved)?;
-        write_json(&files.alignment(), &before.alignment)?;
-
         let old = placed(&closed.plan, before.solved);
         write_json(&files.solved(), &solved)?;
         let new = placed(&closed.plan, solved);
-        let map = before.alignment.map.as_ref();
-        let boxes = self.changed(&old, &new, &moved, map);
+        let was = before.alignment.map.clone();
+        let alignment = self.aligned_anew(&new, (&closed, before.alignment), tiles)?;
+        write_json(&files.alignment(), &alignment)?;
+        let map = alignment.map.as_ref();
+        let boxes = self.changed((&old, was.as_ref()), (&new, map), &moved);
         let mut since_first = before.boxes_since_first;
         since_first.extend(boxes.iter().filter(|b| !since_first.contains(b)).copied().collect::<Vec<_>>());
         let image = map.map(|_| format!("volume/revisions/{z}_v{version}"));
@@ -135,7 +139,7 @@ impl Reviser {
         let record = record(&closed, &old, &new, &moved, (boxes.clone(), since_first), image);
         write_json(&files.revision(), &record)?;
         self.commits.add(&Commit::Revision { z, version, boxes })?;
-        self.mark(&new, Some(&before.alignment))
+        self.mark(&new, Some(&alignment))
     }
 
     /// Enters that its tiles are where they are: those that they replace are superseded.
@@ -188,21 +192,20 @@ impl Reviser {
     /// What of the image changes: where a tile was or is that was replaced or moved.
     fn changed(
         &self,
-        old: &Montaged,
-        new: &Montaged,
+        (old, was): (&Montaged, Option<&SectionToVolume>),
+        (new, map): (&Montaged, Option<&SectionToVolume>),
         moved: &BTreeSet<TileKey>,
-        map: Option<&SectionToVolume>,
     ) -> Vec<[i64; 4]> {
-        let Some(map) = map else { return Vec::new() };
         let keys = |m: &Montaged| m.montage.tiles.iter().map(|t| t.key).collect::<BTreeSet<_>>();
-        let (was, now) = (keys(old), keys(new));
-        let touched = |of: &Montaged, other: &BTreeSet<TileKey>| -> Vec<BoxXy> {
+        let (before, now) = (keys(old), keys(new));
+        let touched = |of: &Montaged, map: Option<&SectionToVolume>, other: &BTreeSet<TileKey>| -> Vec<BoxXy> {
+            let Some(map) = map else { return Vec::new() };
             let placed = of.placed(|tile, size| compose(tile, map, size)).into_iter();
             let touched = placed.filter(|p| moved.contains(&p.key) || !other.contains(&p.key));
             touched.map(|p| p.bounds(1)).collect()
         };
         let plane = plane(&self.image);
-        let boxes = touched(old, &now).into_iter().chain(touched(new, &was));
+        let boxes = touched(old, was, &now).into_iter().chain(touched(new, map, &before));
         let boxes: BTreeSet<[i64; 4]> = boxes.filter_map(|b| b.intersect(&plane)).map(corners).collect();
         boxes.into_iter().collect()
     }

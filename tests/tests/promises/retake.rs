@@ -213,6 +213,89 @@ fn a_retake_of_a_published_section_makes_a_version_beside_it_and_touches_nothing
     assert!(v2.boxes.len() < v2.boxes_since_first.len());
 }
 
+/// Six sections; every tile of section 2 is spoiled in some way and taken again, if at all, two sections later.
+fn spoiled(spoiled: Option<&str>) -> Arc<Scene> {
+    let retakes: Vec<Value> =
+        spoiled.into_iter().map(|how| json!({"section": 2, "after_sections": 2, "spoiled": how})).collect();
+    let config = json!({
+        "seed": 5,
+        "tissue": {"procedural": {"seed": 5, "shape": [6, 480, 520]}},
+        "layout": {"beams": 7, "tile_px": {"x": 216, "y": 200}, "overlap": 0.12},
+        "optics": {"stage_sd_px": 2.0, "lens_px": 0.5},
+        "sections": {"rotation_deg": 1.0, "shift_px": 8.0, "deformation_sd_px": 1.0},
+        "faults": {"retakes": retakes},
+    });
+    let config: SimConfig = serde_json::from_value(config).expect("known keys");
+    Scene::open(config).expect("a scene")
+}
+
+/// Every section in turn, and the retakes where `with`.
+fn in_turn(scene: &Scene, with: bool) -> Stops {
+    let of = |z: u32, revision: u32| -> Stops {
+        let plan = Arc::new(scene.whole_plan(SerialIndex(z)));
+        let known = Arc::new(plan.as_of(revision));
+        plan.mfovs.iter().filter(|m| m.revision == revision).map(|m| (known.clone(), m.id)).collect()
+    };
+    let mut all: Stops = (0..5).flat_map(|z| of(z, 0)).collect();
+    all.extend(if with { of(2, 1) } else { Vec::new() });
+    all.extend(of(5, 0));
+    all
+}
+
+/// By how much `a` must be moved to look most like `b`, voxels to either side at most 6; where both show something.
+fn shift(a: &ndarray::Array2<u8>, b: &ndarray::Array2<u8>) -> (i64, i64) {
+    let (h, w) = (a.nrows() as i64, a.ncols() as i64);
+    let alike = |dx: i64, dy: i64| {
+        let (mut n, mut off) = (0u64, 0u64);
+        for (y, x) in (8..h - 8).step_by(2).flat_map(|y| (8..w - 8).step_by(2).map(move |x| (y, x))) {
+            let (p, q) = (a[((y - dy) as usize, (x - dx) as usize)], b[(y as usize, x as usize)]);
+            if p > 0 && q > 0 {
+                (n, off) = (n + 1, off + u64::from(p.abs_diff(q)).pow(2));
+            }
+        }
+        assert!(n > 10_000, "{n} voxels in common");
+        off as f64 / n as f64
+    };
+    let shifts = (-6..=6).flat_map(|y| (-6..=6).map(move |x| (x, y)));
+    shifts.min_by(|p, q| alike(p.0, p.1).total_cmp(&alike(q.0, q.1))).expect("some")
+}
+
+#[test]
+fn a_section_without_a_place_that_is_imaged_again_is_laid_between_its_neighbours_and_moves_nothing() {
+    let place = tempfile::tempdir().expect("a folder");
+    let at = |name: &str| place.path().join(name);
+    let whole = spoiled(None);
+    run(&whole, in_turn(&whole, false), 2, &at("whole"));
+    for how in ["blank", "blurred"] {
+        let scene = spoiled(Some(how));
+        let (with, without) = (at(&format!("{how} with")), at(&format!("{how} without")));
+        run(&scene, in_turn(&scene, true), 2, &with);
+        run(&scene, in_turn(&scene, false), 2, &without);
+        let (mut all, before) = (result_bytes(&with), result_bytes(&without));
+        all.retain(|name, _| before.contains_key(name));
+        assert_same(&all, &before);
+
+        let record: Value =
+            read_json(&SectionFiles::new(&with, 2).version(1).alignment()).expect("reads").expect("there");
+        assert_eq!(record["record"]["verdict"]["kind"], "inserted", "{how}: {record}");
+        assert_eq!(record["record"]["references"], json!([1, 3]), "{how}");
+        let made = revision(&with, 2, 1);
+        assert_eq!((made.retaken.len(), made.image.as_deref()), (7, Some("volume/revisions/2_v1")), "{how}");
+        // Where it lies between its neighbours is where it would have lain among them: tissue moves by a voxel or two a section.
+        let new = image(&with.join("volume/revisions/2_v1"), 2);
+        let (x, y) = shift(&new, &image(&at("whole").join("volume/image"), 2));
+        assert!(x.abs() <= 2 && y.abs() <= 2, "{how}: ({x}, {y})");
+
+        // However it comes: another order, and a crash before it was published.
+        let again = at(&format!("{how} again"));
+        let mut shuffled = in_turn(&scene, true);
+        shuffled.reverse();
+        shuffled.iter_mut().for_each(|(plan, _)| *plan = Arc::new(scene.whole_plan(plan.serial)));
+        run(&scene, shuffled, 1, &again);
+        assert_same(&left(&again), &left(&with));
+    }
+}
+
 #[test]
 fn versions_do_not_depend_on_workers_order_or_a_crash_in_the_middle() {
     let scene = scene();

@@ -42,6 +42,7 @@ fn verdicts(done: &[Alignment]) -> String {
             Verdict::Aligned => 'a',
             Verdict::Bridged { .. } => 'b',
             Verdict::NewStart { .. } => 'n',
+            Verdict::Inserted => 'i',
             Verdict::Missing => 'm',
             Verdict::Failed { .. } => 'f',
         };
