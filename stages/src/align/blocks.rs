@@ -2,16 +2,16 @@
 //!
 //! `score(d) = sum t(x) r(x + d) / sqrt(sum t^2 sum r^2)` over the pixels of a patch that are filled in both at that offset: with the squares of
 //! others, a patch at the rim of a section would score better the more of it finds something, and the volume would shrink from section to
-//! section. The peak is refined by a quadratic through its 3 x 3 neighbours. A patch is trusted where its peak lies inside the search and is high enough and, where the search is wide, stands out from the second
+//! section. So a patch at a straight rim is cut down to what is filled wherever it is looked for, and elsewhere pixels are masked. The peak is refined by a quadratic through its 3 x 3 neighbours. A patch is trusted where its peak lies inside the search and is high enough and, where the search is wide, stands out from the second
 //! peak and from the best score of the *mirrored* patch, which cannot be real (feabas' measure of chance).
 //! Where the search is narrow it climbs from the middle instead of looking everywhere. Cost: `patch^2` products a score, of which a wide search
-//! takes `1.25 (2 search + 1)^2` and a narrow one 9 to 15, three times that at a rim; eight products an instruction. For each column of offsets the window is laid out so
+//! takes `1.25 (2 search + 1)^2` and a narrow one 9 to 15, three times that at a hole; eight products an instruction. For each column of offsets the window is laid out so
 //! that every score is one scalar product of two runs of memory.
 
 use kinesin_stream::geometry::Xy;
 use rayon::prelude::*;
 
-use super::plane::{Plane, deviation};
+use super::filled::{Rectangle, Summed, common_centre, filled_part};
 use crate::wide::{Kernel, wide};
 
 /// Sizes in pixels of the plane, and what is believed.
@@ -30,7 +30,10 @@ pub(super) struct Search {
 /// Little: less than this part of the median score.
 const LITTLE: f64 = 0.75;
 /// Distinctness that is asked for then.
-pub(super) const AGAIN_DISTINCTNESS: f64 = 0.15;
+const AGAIN_DISTINCTNESS: f64 = 0.15;
+/// A patch is cut down to what is filled wherever it is looked for if that keeps this part of its pixels; else pixels are masked, at three
+/// times the cost.
+const KEPT: f64 = 0.8;
 
 /// One patch of the moving plane.
 #[derive(Clone, Copy, Debug)]
@@ -46,69 +49,33 @@ pub(super) struct Match {
     pub(super) cell: Xy<i64>,
 }
 
-/// A plane in which is searched: deviations, and their squares and the filled pixels summed over any rectangle.
-pub(super) struct Fixed<'a> {
-    plane: &'a Plane,
-    values: Vec<i16>,
-    stride: usize,
-    /// Energy and filled pixels, both modulo 2^32: those of a patch are smaller.
-    sums: Vec<[u32; 2]>,
-}
-
-impl<'a> Fixed<'a> {
-    pub(super) fn new(plane: &'a Plane) -> Self {
-        let values = plane.values();
-        let (w, stride) = (plane.width, plane.width + 1);
-        let mut sums = vec![[0u32; 2]; stride * (plane.height + 1)];
-        for (y, (row, grey)) in values.chunks_exact(w.max(1)).zip(plane.grey.chunks_exact(w.max(1))).enumerate() {
-            let (above, own) = sums[y * stride..(y + 2) * stride].split_at_mut(stride);
-            let mut line = [0u32; 2];
-            for ((own, above), (v, g)) in own[1..].iter_mut().zip(&above[1..]).zip(row.iter().zip(grey)) {
-                let v = i32::from(*v);
-                line = [line[0].wrapping_add((v * v) as u32), line[1] + u32::from(*g != 0)];
-                *own = [above[0].wrapping_add(line[0]), above[1].wrapping_add(line[1])];
-            }
-        }
-        Self { plane, values, stride, sums }
-    }
-
-    /// Energy and number of filled pixels of the square of side `n` at column `x`, row `y`.
-    fn square(&self, x: usize, y: usize, n: usize) -> (u32, u32) {
-        let (a, b) = (y * self.stride + x, (y + n) * self.stride + x);
-        let of = |k: usize| {
-            let [a, an, b, bn] = [a, a + n, b, b + n].map(|i| self.sums[i][k]);
-            bn.wrapping_add(a).wrapping_sub(b).wrapping_sub(an)
-        };
-        (of(0), of(1))
-    }
-}
-
 /// Every patch that is at least half filled in both planes, looked for in `fixed`; both planes cover the same area. In row order.
-pub(super) fn match_blocks(moving: &Plane, fixed: &Fixed<'_>, search: &Search) -> Vec<Match> {
+pub(super) fn match_blocks(moving: &Summed<'_>, fixed: &Summed<'_>, search: &Search) -> Vec<Match> {
     match_some(moving, fixed, search, &|_| true)
 }
 
 /// Those of them whose centre, full-resolution volume pixels, is `wanted`.
 pub(super) fn match_some(
-    moving: &Plane,
-    fixed: &Fixed<'_>,
+    moving: &Summed<'_>,
+    fixed: &Summed<'_>,
     search: &Search,
     wanted: &(dyn Fn(Xy<f64>) -> bool + Sync),
 ) -> Vec<Match> {
-    debug_assert_eq!(moving.area, fixed.plane.area);
+    debug_assert_eq!(moving.plane.area, fixed.plane.area);
     let (patch, reach, stride) = (search.patch, search.reach, search.stride as i64);
     // The lattice is anchored at the frame, so that a patch does not depend on how large the planes are.
     let first = |low: i64| (low + reach as i64).div_euclid(stride) + 1;
     let last = |high: i64| (high - (reach + patch) as i64).div_euclid(stride);
-    let (min, max) = (moving.area.min, moving.area.max);
+    let (min, max) = (moving.plane.area.min, moving.plane.area.max);
     let (columns, rows) = ((first(min.x), last(max.x)), (first(min.y), last(max.y)));
     let place = |c: i64, r: i64| Xy::new((c * stride - min.x) as usize, (r * stride - min.y) as usize);
+    let plane = moving.plane;
     let row = |r: i64| {
         let mut space = Space::default();
         let one = |c: i64| match_one(moving, fixed, place(c, r), search, (Xy::new(c, r), &mut space));
         let middle = |c: i64| {
             let (at, half) = (place(c, r), (patch - 1) as f64 / 2.0);
-            moving.to_full(Xy::new(at.x as f64 + half, at.y as f64 + half))
+            plane.to_full(Xy::new(at.x as f64 + half, at.y as f64 + half))
         };
         (columns.0..=columns.1).filter(|c| wanted(middle(*c))).filter_map(one).collect::<Vec<Match>>()
     };
@@ -121,7 +88,7 @@ pub(super) fn match_some(
         found.par_iter_mut().filter(|m| !m.trusted || m.score < little).for_each(|m| {
             let (at, far) = (place(m.cell.x, m.cell.y), wide.reach);
             let room = |v: usize, n: usize| v >= far && v + patch + far <= n;
-            if room(at.x, moving.width) && room(at.y, moving.height) {
+            if room(at.x, plane.width) && room(at.y, plane.height) {
                 let again = match_one(moving, fixed, at, &wide, (m.cell, &mut Space::default()));
                 *m = again.unwrap_or(Match { trusted: false, ..*m });
             }
@@ -142,43 +109,39 @@ struct Space {
 
 /// `None` where less than half of the patch is filled in either plane.
 fn match_one(
-    moving: &Plane,
-    fixed: &Fixed<'_>,
+    moving: &Summed<'_>,
+    fixed: &Summed<'_>,
     at: Xy<usize>,
     search: &Search,
     (cell, space): (Xy<i64>, &mut Space),
 ) -> Option<Match> {
-    let n = search.patch;
-    let half = (n * n / 2) as u32;
-    if fixed.square(at.x, at.y, n).1 < half {
+    let (n, reach) = (search.patch, search.reach);
+    let square = Rectangle { x: at.x, y: at.y, w: n, h: n };
+    let filled = fixed.of(square).1.min(moving.of(square).1);
+    if 2 * filled < n * n {
         return None;
     }
+    let filled = filled_part(moving, fixed, square, reach).filter(|p| p.area() as f64 >= KEPT * filled as f64);
+    let (whole, part) = (filled.is_some(), filled.unwrap_or(square));
+    let middle = Xy::new(part.x as f64 + (part.w - 1) as f64 / 2.0, part.y as f64 + (part.h - 1) as f64 / 2.0);
+    let centre = moving.plane.to_full(if whole { middle } else { common_centre(moving.plane, fixed.plane, square)? });
     let Space { patch, windows, scores, mirrored } = space;
     patch.iter_mut().for_each(Vec::clear);
-    let mut filled = 0u32;
-    for y in at.y..at.y + n {
-        let row = &moving.grey[y * moving.width + at.x..][..n];
-        filled += row.iter().map(|v| u32::from(*v != 0)).sum::<u32>();
-        patch[0].extend(row.iter().map(|v| deviation(*v)));
+    let [values, squares, masks] = patch;
+    for y in part.y..part.y + part.h {
+        let from = y * moving.plane.width + part.x;
+        values.extend_from_slice(&moving.values[from..][..part.w]);
+        if !whole {
+            masks.extend(moving.plane.grey[from..][..n].iter().map(|v| i16::from(*v != 0)));
+        }
     }
-    if filled < half {
-        return None;
-    }
-    let side = 2 * search.reach + 1;
-    let corner = Xy::new(at.x - search.reach, at.y - search.reach);
-    let reached = n + side - 1;
-    let whole = filled as usize == n * n && fixed.square(corner.x, corner.y, reached).1 as usize == reached * reached;
     if !whole {
-        let rows = (at.y..at.y + n).flat_map(|y| &moving.grey[y * moving.width + at.x..][..n]);
-        let [values, squares, masks] = patch;
         squares.extend(values.iter().map(|v| v * v));
-        masks.extend(rows.map(|v| i16::from(*v != 0)));
     }
-    let middle = Xy::new(at.x as f64 + (n - 1) as f64 / 2.0, at.y as f64 + (n - 1) as f64 / 2.0);
-    let centre = moving.to_full(if whole { middle } else { common_centre(moving, fixed.plane, at, n)? });
+    let side = 2 * reach + 1;
     let own = f64::from(dot(&patch[0], &patch[0]));
     let wide = search.least_distinctness > 0.0;
-    let mut around = Around { fixed, corner, n, side, whole, windows };
+    let mut around = Around { fixed, part, side, whole, windows };
     around.reset();
     if wide {
         around.everywhere(patch, own, 1, scores)
@@ -203,16 +166,15 @@ fn match_one(
     }
     let fine = refine(scores, side, best);
     let scale = f64::from(fixed.plane.scale);
-    let reach = search.reach as f64;
+    let reach = reach as f64;
     let shift = Xy::new((bx as f64 + fine.x - reach) * scale, (by as f64 + fine.y - reach) * scale);
     Some(Match { at: centre, to: centre + shift, score: peak, trusted: true, cell })
 }
 
-/// The square of offsets, `side` squared, in which a patch of `n` squared is looked for.
+/// The square of offsets, `side` squared, in which a part of a plane is looked for.
 struct Around<'a> {
-    fixed: &'a Fixed<'a>,
-    corner: Xy<usize>,
-    n: usize,
+    fixed: &'a Summed<'a>,
+    part: Rectangle,
     side: usize,
     /// Whether all pixels are filled, in the patch and wherever it is looked for.
     whole: bool,
@@ -228,19 +190,20 @@ impl Around<'_> {
     /// Score at one offset of a patch as values, squares and filled pixels, `own` the sum of its squares; 0 where less than a quarter is
     /// filled: a patch of which half is filled in the middle of the search has neighbours on all sides to compare with.
     fn score(&mut self, [patch, squares, masks]: &[Vec<i16>; 3], own: f64, (dx, dy): (usize, usize)) -> f64 {
-        let n = self.n;
-        let (energy, filled) = self.fixed.square(self.corner.x + dx, self.corner.y + dy, n);
-        if 4 * (filled as usize) < n * n || energy == 0 {
+        let (w, area) = (self.part.w, self.part.area());
+        let corner = Xy::new(self.part.x - self.side / 2, self.part.y - self.side / 2);
+        let (energy, filled) = self.fixed.of(Rectangle { x: corner.x + dx, y: corner.y + dy, ..self.part });
+        if 4 * filled < area || energy == 0 {
             return 0.0;
         }
         self.lay_out(dx);
-        let [values, their_squares, their_masks] = self.windows[dx].each_ref().map(|w| w.get(dy * n..).unwrap_or(&[]));
+        let [values, their_squares, their_masks] = self.windows[dx].each_ref().map(|v| v.get(dy * w..).unwrap_or(&[]));
         let squares = if self.whole {
             own * f64::from(energy)
         } else {
-            f64::from(dot(squares, &their_masks[..n * n])) * f64::from(dot(masks, &their_squares[..n * n]))
+            f64::from(dot(squares, &their_masks[..area])) * f64::from(dot(masks, &their_squares[..area]))
         };
-        f64::from(dot(patch, &values[..n * n])) / squares.sqrt().max(1.0)
+        f64::from(dot(patch, &values[..area])) / squares.sqrt().max(1.0)
     }
 
     /// The window of a column of offsets, where it is not yet.
@@ -249,12 +212,13 @@ impl Around<'_> {
         if !values.is_empty() {
             return;
         }
-        let (n, plane) = (self.n, self.fixed.plane);
-        for y in self.corner.y..self.corner.y + n + self.side - 1 {
-            let from = y * plane.width + self.corner.x + dx;
-            values.extend_from_slice(&self.fixed.values[from..][..n]);
+        let (Rectangle { w, h, .. }, plane) = (self.part, self.fixed.plane);
+        let corner = Xy::new(self.part.x - self.side / 2, self.part.y - self.side / 2);
+        for y in corner.y..corner.y + h + self.side - 1 {
+            let from = y * plane.width + corner.x + dx;
+            values.extend_from_slice(&self.fixed.values[from..][..w]);
             if !self.whole {
-                masks.extend(plane.grey[from..][..n].iter().map(|v| i16::from(*v != 0)));
+                masks.extend(plane.grey[from..][..w].iter().map(|v| i16::from(*v != 0)));
             }
         }
         if !self.whole {
@@ -317,22 +281,6 @@ impl Kernel for Dot<'_> {
     }
 }
 
-/// Mean place of the pixels of the square that are filled in both; `None` where they are less than a third.
-fn common_centre(a: &Plane, b: &Plane, at: Xy<usize>, n: usize) -> Option<Xy<f64>> {
-    let (mut sx, mut sy, mut count) = (0u64, 0u64, 0u64);
-    for y in 0..n {
-        let from = (at.y + y) * a.width + at.x;
-        let both = a.grey[from..][..n].iter().zip(&b.grey[from..][..n]).map(|(a, b)| u64::from(*a != 0 && *b != 0));
-        let (s, c) = both.enumerate().fold((0u64, 0u64), |(s, c), (x, f)| (s + x as u64 * f, c + f));
-        sx += s;
-        sy += y as u64 * c;
-        count += c;
-    }
-    let total = count.max(1) as f64;
-    let centre = Xy::new(at.x as f64 + sx as f64 / total, at.y as f64 + sy as f64 / total);
-    (3 * count >= (n * n) as u64).then_some(centre)
-}
-
 /// The highest local maximum that is more than a quarter of the search away from the best.
 fn second_peak(scores: &[f64], side: usize, best: usize) -> f64 {
     let away = (side / 4).max(2);
@@ -374,6 +322,7 @@ fn refine(scores: &[f64], side: usize, best: usize) -> Xy<f64> {
 mod tests {
     use kinesin_stream::geometry::BoxXy;
 
+    use super::super::plane::Plane;
     use super::*;
 
     /// A texture some 17 px fine with noise of its own; empty from column `filled` on.
@@ -401,7 +350,7 @@ mod tests {
         let search = Search { patch: 40, stride: 7, reach: 3, least_score: 0.15, least_distinctness: 0.0, again: 0 };
         // Columns of the rim's patches are filled to a half and more.
         for (own, other) in [(150, 200), (200, 150), (150, 160), (160, 150)] {
-            let found = match_blocks(&plane(own, 1), &Fixed::new(&plane(other, 2)), &search);
+            let found = match_blocks(&Summed::new(&plane(own, 1)), &Summed::new(&plane(other, 2)), &search);
             let rim = found.iter().filter(|m| m.trusted && m.cell.x * 7 + 40 > own.min(other));
             let off: Vec<f64> = rim.map(|m| m.to.x - m.at.x).collect();
             let mean = off.iter().sum::<f64>() / off.len() as f64;

@@ -18,8 +18,9 @@ use rayon::prelude::*;
 use rustfft::num_complex::Complex;
 use rustfft::{Fft, FftPlanner};
 
-use super::blocks::{Fixed, Search, match_blocks};
+use super::blocks::{Search, match_blocks};
 use super::config::AlignConfig;
+use super::filled::Summed;
 use super::fit::{self, FOLDS, Pair};
 use super::plane::{Plane, deviation};
 use super::warp;
@@ -117,7 +118,7 @@ fn confirm(section: &Plane, reference: &Plane, pose: Affine, config: &AlignConfi
         again: 0,
     };
     let back = pose.inverse().ok_or("the turned thumbnail is flat")?;
-    let blocks = match_blocks(&turned, &Fixed::new(&padded(reference, turned.area)), &search);
+    let blocks = match_blocks(&Summed::new(&turned), &Summed::new(&padded(reference, turned.area)), &search);
     let trusted: Vec<Pair> = blocks
         .iter()
         .filter(|m| m.trusted)

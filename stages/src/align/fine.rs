@@ -5,9 +5,10 @@ use kinesin_stream::ids::SerialIndex;
 use kinesin_stream::map::{Affine, Map};
 use ndarray::Array2;
 
-use super::blocks::{AGAIN_DISTINCTNESS, Fixed, Match, Search, match_blocks, match_some};
+use super::blocks::{Match, Search, match_blocks, match_some};
 use super::config::AlignConfig;
 use super::cut::Labels;
+use super::filled::Summed;
 use super::fit::{self, FOLDS, Pair};
 use super::links::near_inverse;
 use super::plane::Plane;
@@ -110,9 +111,10 @@ impl Sources {
         // A quarter of the patches tells.
         let few = Search { stride: 2 * search.stride, ..*search };
         let moved = warp::drawn(&self.own[level], map, self.fixed[0][level].area);
-        let good = |plane: &Plane| match_blocks(&moved, &Fixed::new(plane), &few).iter().filter(|m| m.trusted).count();
+        let moved = Summed::new(&moved);
+        let good = |plane: &Plane| match_blocks(&moved, &Summed::new(plane), &few).iter().filter(|m| m.trusted).count();
         for planes in &mut self.fixed {
-            let all = match_blocks(&moved, &Fixed::new(&planes[level]), &few);
+            let all = match_blocks(&moved, &Summed::new(&planes[level]), &few);
             let same = all.iter().filter(|m| m.trusted).count();
             if 2 * same < all.len() && good(&planes[level].inverted()) > same {
                 planes.iter_mut().for_each(|p| *p = p.inverted());
@@ -129,7 +131,8 @@ impl Sources {
         piece: Option<(&Labels, usize)>,
     ) -> Vec<Vec<Tied>> {
         let moved = self.moved(level, map, piece);
-        let of = |planes: &Vec<Plane>| match_blocks(&moved, &Fixed::new(&planes[level]), search);
+        let moved = Summed::new(&moved);
+        let of = |planes: &Vec<Plane>| match_blocks(&moved, &Summed::new(&planes[level]), search);
         self.fixed.iter().map(|planes| tie(of(planes), map)).collect()
     }
 
@@ -147,15 +150,16 @@ impl Sources {
         let between = Search {
             patch: sized(config.patch_px).max(8),
             stride: sized(config.stride_px / 2),
-            reach: AGAIN_REACH,
+            reach: FINE_REACH,
             least_score: config.least_score,
-            least_distinctness: AGAIN_DISTINCTNESS,
-            again: 0,
+            least_distinctness: 0.0,
+            again: AGAIN_REACH,
         };
         let moved = self.moved(LEVEL, map, piece);
+        let moved = Summed::new(&moved);
         for (tied, planes) in tied.iter_mut().zip(&self.fixed) {
             let sure: Vec<Xy<f64>> = tied.iter().filter(|t| t.found.trusted).map(|t| t.found.at).collect();
-            let more = match_some(&moved, &Fixed::new(&planes[LEVEL]), &between, &|at| alone(at, &sure, config));
+            let more = match_some(&moved, &Summed::new(&planes[LEVEL]), &between, &|at| alone(at, &sure, config));
             tied.extend(tie(more, map).into_iter().filter_map(|t| t.second_hand()));
         }
     }
@@ -181,7 +185,8 @@ pub(super) fn carry(tied: &mut [Vec<Tied>], before: &[Vec<Tied>], config: &Align
 /// Whether a place is far from all that are sure.
 fn alone(place: Xy<f64>, sure: &[Xy<f64>], config: &AlignConfig) -> bool {
     let far = f64::from(config.stride_px) * ALONE;
-    sure.iter().all(|s| (*s - place).norm() > far)
+    let square = |d: Xy<f64>| d.x * d.x + d.y * d.y;
+    sure.iter().all(|s| square(*s - place) > far * far)
 }
 
 /// The map through the matches with all references.

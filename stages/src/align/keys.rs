@@ -10,8 +10,9 @@ use kinesin_stream::ids::SerialIndex;
 use kinesin_stream::map::{Map, SectionToVolume};
 use serde::{Deserialize, Serialize};
 
-use super::blocks::{Fixed, Search, match_blocks};
+use super::blocks::{Search, match_blocks};
 use super::drift::rounded;
+use super::filled::Summed;
 use super::fit::{self, Pair};
 use super::links::{Link, Links, near_inverse};
 use super::plane::Plane;
@@ -75,7 +76,7 @@ pub(super) fn seen_again(
         min: Xy::new(both.min.x - margin, both.min.y - margin),
         max: Xy::new(both.max.x + margin, both.max.y + margin),
     };
-    let found = match_blocks(&own.within(area), &Fixed::new(&key.within(area)), &search);
+    let found = match_blocks(&Summed::new(&own.within(area)), &Summed::new(&key.within(area)), &search);
     let guess = near_inverse(map);
     let matches = found.iter().filter(|m| m.trusted).filter_map(|m| {
         let from = map.invert_at(m.at, guess.apply(m.at))?;

@@ -33,6 +33,7 @@ mod coarse;
 mod config;
 mod cut;
 mod drift;
+mod filled;
 mod filter;
 mod fine;
 mod fit;

@@ -3,8 +3,9 @@
 use kinesin_stream::geometry::Xy;
 use kinesin_stream::map::Map;
 
-use super::blocks::{Fixed, Search, match_blocks};
+use super::blocks::{Search, match_blocks};
 use super::config::AlignConfig;
+use super::filled::Summed;
 use super::fine::{Axes, FIRST_STIFFNESS, Sources, Tied, USED_SHARE, carry, pairs, solved, tie, trusted};
 use super::fit::{self, Pair};
 use super::plane::Plane;
@@ -112,5 +113,5 @@ fn probed(
         ..passes[0].1
     };
     let fixed = &sources.fixed[reference][1];
-    tie(match_blocks(&warp::drawn(&sources.own[1], pose, fixed.area), &Fixed::new(fixed), &probe), pose)
+    tie(match_blocks(&Summed::new(&warp::drawn(&sources.own[1], pose, fixed.area)), &Summed::new(fixed), &probe), pose)
 }
