@@ -18,6 +18,8 @@ use super::warp::linear_inverse;
 /// Shifts of neighbours in one piece differ by this at most: a part of their distance, and pixels.
 const SLOPE: f64 = 0.05;
 const NOISE_PX: f64 = 2.0;
+/// Or, where matches scatter more, by this many times the median of all neighbours' differences.
+const USUAL: f64 = 2.5;
 /// Part of all trusted matches that makes a piece, and their least number.
 const LEAST_SHARE: f64 = 0.12;
 const LEAST_MATCHES: usize = 5;
@@ -25,10 +27,12 @@ const LEAST_MATCHES: usize = 5;
 const WINDOW: usize = 5;
 /// A piece is looked for this much further from its matches than the nearest match of any, full-resolution pixels.
 const FURTHER_PX: f64 = 160.0;
+/// Neighbouring matches of two pieces differ by more than this, half of them.
+const LEAST_STEP_PX: f64 = 10.0;
 /// Border pixels of two pieces are mapped at least this far apart, half of them.
 const LEAST_JUMP_PX: f64 = 12.0;
 /// Pixel pairs (every second row and column) along the border of two pieces, as a part of the plane's longer side: more is a ragged border.
-const LONGEST_BORDER: f64 = 2.2;
+const LONGEST_BORDER: f64 = 1.4;
 /// A piece correlates at least this well, as a part of the best piece's mean.
 const LEAST_SCORE: f64 = 0.7;
 /// What that distance costs: decides at the rim, where the reference shows nothing to correlate with.
@@ -41,25 +45,8 @@ pub(super) fn pieces(tied: &[Tied]) -> Option<Vec<Option<usize>>> {
         sure.iter().map(|i| fit::Pair { from: tied[*i].from, to: tied[*i].found.to, weight: 1.0, fold: 0 }).collect();
     let stiff = fit::affine(&pairs)?;
     let shifts: Vec<Xy<f64>> = pairs.iter().map(|p| p.to - stiff.apply(p.from)).collect();
-    let mut root: Vec<usize> = (0..sure.len()).collect();
-    fn top(root: &[usize], mut i: usize) -> usize {
-        while root[i] != i {
-            i = root[i];
-        }
-        i
-    }
-    for a in 0..sure.len() {
-        for b in 0..a {
-            let (one, other) = (tied[sure[a]].found.cell, tied[sure[b]].found.cell);
-            let apart = (pairs[a].from - pairs[b].from).norm();
-            let near = one.x.abs_diff(other.x) <= 1 && one.y.abs_diff(other.y) <= 1;
-            if near && (shifts[a] - shifts[b]).norm() <= NOISE_PX + SLOPE * apart {
-                let (x, y) = (top(&root, a), top(&root, b));
-                root[x.max(y)] = x.min(y);
-            }
-        }
-    }
-    let roots: Vec<usize> = (0..sure.len()).map(|i| top(&root, i)).collect();
+    let cells: Vec<Xy<i64>> = sure.iter().map(|i| tied[*i].found.cell).collect();
+    let roots = joined(sure.len(), &neighbours(&cells, &pairs, &shifts));
     let least = LEAST_MATCHES.max((LEAST_SHARE * sure.len() as f64).ceil() as usize);
     let large = |r: &usize| roots.iter().filter(|o| *o == r).count() >= least;
     let kept: Vec<usize> = (0..sure.len()).filter(|r| roots[*r] == *r && large(r)).collect();
@@ -71,6 +58,51 @@ pub(super) fn pieces(tied: &[Tied]) -> Option<Vec<Option<usize>>> {
         out[*i] = kept.iter().position(|k| k == r);
     }
     Some(out)
+}
+
+/// Two matches next to each other.
+struct Beside {
+    ends: (usize, usize),
+    /// How much their shifts differ, pixels, and how much they may in one piece.
+    off: f64,
+    limit: f64,
+}
+
+/// All neighbours, the most alike first.
+fn neighbours(cells: &[Xy<i64>], pairs: &[fit::Pair], shifts: &[Xy<f64>]) -> Vec<Beside> {
+    let near = |a: usize, b: usize| cells[a].x.abs_diff(cells[b].x) <= 1 && cells[a].y.abs_diff(cells[b].y) <= 1;
+    let all = (0..cells.len()).flat_map(|a| (0..a).map(move |b| (a, b))).filter(|(a, b)| near(*a, *b));
+    let bent = |(a, b): (usize, usize)| NOISE_PX + SLOPE * (pairs[a].from - pairs[b].from).norm();
+    let beside =
+        |ends: (usize, usize)| Beside { ends, off: (shifts[ends.0] - shifts[ends.1]).norm(), limit: bent(ends) };
+    let mut all: Vec<Beside> = all.map(beside).collect();
+    all.sort_by(|a, b| a.off.total_cmp(&b.off));
+    let usual = all.get(all.len() / 2).map_or(0.0, |l| l.off);
+    all.iter_mut().for_each(|l| l.limit = l.limit.max(USUAL * usual));
+    all
+}
+
+/// The group of each of `n` matches, named by its first: those joined by neighbours that are alike. Two large groups join only where most
+/// neighbours across are (at a crack a few always are, patches that straddle it), or where they lie less apart than pieces do.
+fn joined(n: usize, links: &[Beside]) -> Vec<usize> {
+    let mut root: Vec<usize> = (0..n).collect();
+    for Beside { ends: (a, b), .. } in links.iter().filter(|l| l.off <= l.limit) {
+        let (x, y) = (root[*a].min(root[*b]), root[*a].max(root[*b]));
+        let size = |r: usize| root.iter().filter(|o| **o == r).count();
+        let across = |l: &&Beside| {
+            let (p, q) = (root[l.ends.0], root[l.ends.1]);
+            (p, q) == (x, y) || (p, q) == (y, x)
+        };
+        let alike = || {
+            let all: Vec<&Beside> = links.iter().filter(across).collect();
+            let middle = all[all.len() / 2];
+            middle.off <= middle.limit.max(LEAST_STEP_PX)
+        };
+        if x != y && (size(x).min(size(y)) < LEAST_MATCHES || alike()) {
+            root.iter_mut().filter(|r| **r == y).for_each(|r| *r = x);
+        }
+    }
+    root
 }
 
 /// Which piece each pixel of a plane of the section belongs to, and how well it correlates there.
@@ -116,6 +148,18 @@ impl Labels {
         }
         jumps.get(jumps.len() / 2).is_some_and(|j| *j >= LEAST_JUMP_PX)
             && means.iter().all(|m| *m >= LEAST_SCORE * best)
+    }
+
+    /// Mean correlation under the maps of the pieces and under one map of all, over the pixels that they take to different places.
+    pub(super) fn against(&self, own: &Plane, fixed: &[&Plane], maps: &[Map], whole: &Map) -> [f64; 2] {
+        let scores = smooth(agreement(own, fixed, whole), own.width, own.height);
+        let differ = |i: &usize| {
+            let p = own.to_full(Xy::new((i % own.width) as f64, (i / own.width) as f64));
+            let apart = (maps[usize::from(self.piece[*i])].apply(p) - whole.apply(p)).norm();
+            own.grey[*i] != 0 && apart > LEAST_JUMP_PX / 2.0
+        };
+        let at: Vec<usize> = (0..scores.len()).filter(differ).collect();
+        [&self.score, &scores].map(|s| at.iter().map(|i| f64::from(s[*i])).sum::<f64>() / at.len().max(1) as f64)
     }
 
     /// How far apart two pieces take the pixels at their border.

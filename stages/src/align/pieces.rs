@@ -18,8 +18,12 @@ const SUSPECT_PX: f64 = 5.0;
 const PROBE: f64 = 2.0 / 3.0;
 
 /// Pieces correlate this many times better than the whole, where they put tissue to another place: cracks of 30 px and folds of 24 px
-/// do 1.45 to 2.1 times, tissue that moves by itself up to 1.2 times.
-const CLEARLY_BETTER: f64 = 1.35;
+/// do 1.35 to 2 times on two tissues, undamaged sections in which tissue moves by itself up to 1.2 times.
+const CLEARLY_BETTER: f64 = 1.3;
+
+/// Before the fine passes they correlate at least this many times as well as one map of this stiffness.
+const NOT_WORSE: f64 = 0.8;
+const SOFT: f64 = 0.4;
 
 /// A section in pieces.
 pub(super) struct InPieces {
@@ -78,6 +82,12 @@ pub(super) fn in_pieces(
     if !labels.parted(&maps) {
         return None;
     }
+    // The same matches under one soft map: where that fits better, the passes to follow can be saved.
+    let whole = solved(std::slice::from_ref(&first), axes, config, Some(SOFT)).ok()?.map;
+    let [own, other] = labels.against(&sources.own[1], &shown, &maps, &whole);
+    if own < NOT_WORSE * other {
+        return None;
+    }
     for (level, search) in &passes[1..] {
         for k in 0..n {
             let found = sources.matched(*level, search, &maps[k], Some((&labels, k)));
@@ -86,7 +96,8 @@ pub(super) fn in_pieces(
             if *level == 0 {
                 sources.fill_in(&mut tied[k], &maps[k], Some((&labels, k)), config);
             }
-            maps[k] = solved(&tied[k], axes, config, Some(FIRST_STIFFNESS)).ok()?.map;
+            let stiffness = (*level > 0).then_some(FIRST_STIFFNESS);
+            maps[k] = solved(&tied[k], axes, config, stiffness).ok()?.map;
         }
         labels = labelled(&maps, &members(&tied));
     }
