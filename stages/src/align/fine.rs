@@ -67,7 +67,7 @@ pub(super) fn place(
     let axes = axes(low, high, config.node_px);
     let mut map = Map::Affine(pose);
     let mut stiffness = f64::INFINITY;
-    let (mut tied, mut cut) = (vec![], None);
+    let (mut tied, mut wide) = (vec![], vec![]);
     let passes = passes(config, image.dim());
     let margin = 8 + (config.patch_px / config.reduction) as i64;
     let area = references.iter().map(|r| area_of(&r.image, r.origin)).reduce(|a, b| a.union(&b));
@@ -85,14 +85,16 @@ pub(super) fn place(
         if i + 1 == passes.len() {
             sources.fill_in(&mut tied, &map, None, config);
         }
-        if i == 0 && tied.iter().any(|t| pieces::suspect(t, &axes)) {
-            cut = pieces::in_pieces(&sources, &passes, (&map, &tied), &axes, (low, high), config);
+        if i == 0 {
+            wide = tied.clone();
         }
         let last = i + 1 == passes.len();
         let solved = solved(&tied, &axes, config, (!last).then_some(FIRST_STIFFNESS))?;
         (map, stiffness) = (solved.map, solved.stiffness);
     }
-    if let Some(cut) = cut.filter(|cut| cut.fits_better(&sources, &map)) {
+    let cut = pieces::suspect(&tied, &map)
+        .then(|| pieces::in_pieces(&sources, &passes, (&Map::Affine(pose), &wide), &axes, (low, high), config));
+    if let Some(cut) = cut.flatten().filter(|cut| cut.fits_better(&sources, &map)) {
         let placed = judge(cut.map, cut.axes, FIRST_STIFFNESS, cut.tied, references)?;
         return Ok(Placed { in_pieces: true, ..placed });
     }

@@ -1,4 +1,5 @@
-//! The passes of a section that a crack or a fold parts: the wide one tells the pieces, the others run piece by piece.
+//! The passes of a section that a crack or a fold parts: smaller patches tell the pieces, the fine passes run piece by piece. Tried where
+//! the map that bends the section as a whole leaves matches aside; it stays unless the pieces fit clearly better.
 
 use kinesin_stream::geometry::Xy;
 use kinesin_stream::map::Map;
@@ -6,13 +7,12 @@ use kinesin_stream::map::Map;
 use super::blocks::{Search, match_blocks};
 use super::config::AlignConfig;
 use super::filled::Summed;
-use super::fine::{Axes, FIRST_STIFFNESS, Sources, Tied, USED_SHARE, carry, pairs, solved, tie, trusted};
-use super::fit::{self, Pair};
+use super::fine::{Axes, FIRST_STIFFNESS, Sources, Tied, USED_SHARE, carry, solved, tie, trusted};
 use super::plane::Plane;
 use super::{cut, join, warp};
 
-/// A section may be in pieces where this share of wide matches is not trusted or further off a smooth map than this.
-const SUSPECT_SHARE: f64 = 0.08;
+/// A section may be in pieces where this share of matches is not trusted or further off the map that bends it as a whole than this.
+const SUSPECT_SHARE: f64 = 0.05;
 const SUSPECT_PX: f64 = 5.0;
 /// Side of the patches by which pieces are told, as a part of [`AlignConfig::patch_px`].
 const PROBE: f64 = 2.0 / 3.0;
@@ -43,15 +43,18 @@ impl InPieces {
     }
 }
 
-/// Whether the matches of the wide pass leave room for a crack or a fold: a smooth map leaves too many aside.
-pub(super) fn suspect(first: &[Tied], axes: &Axes) -> bool {
-    let pairs: Vec<Pair> = pairs(first, 1.0).collect();
-    let Some(smooth) = fit::elastic(&pairs, &axes.0, &axes.1, Some(FIRST_STIFFNESS)) else { return true };
-    let off = pairs.iter().filter(|p| (smooth.map.apply(p.from) - p.to).norm() > SUSPECT_PX).count();
-    (off + first.len() - pairs.len()) as f64 > SUSPECT_SHARE * first.len() as f64
+/// Whether the matches of the last pass leave room for a crack or a fold: the map that bends the section as a whole leaves too many aside.
+pub(super) fn suspect(last: &[Vec<Tied>], whole: &Map) -> bool {
+    let share = |tied: &Vec<Tied>| {
+        let tried: Vec<&Tied> = tied.iter().filter(|t| !t.second_hand).collect();
+        let met = |t: &&&Tied| t.found.trusted && (whole.apply(t.from) - t.found.to).norm() <= SUSPECT_PX;
+        1.0 - tried.iter().filter(met).count() as f64 / tried.len().max(1) as f64
+    };
+    // A reference that shows little says nothing of the section.
+    last.iter().map(share).find(|s| *s < 1.0 - 2.0 * USED_SHARE).is_some_and(|s| s > SUSPECT_SHARE)
 }
 
-/// The passes after the first, piece by piece; `None` where the first pass shows one piece.
+/// The passes after the first, piece by piece, from the pose and the matches of the first pass; `None` where there is one piece.
 pub(super) fn in_pieces(
     sources: &Sources,
     passes: &[(usize, Search)],
