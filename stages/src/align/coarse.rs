@@ -44,7 +44,7 @@ pub(super) fn find(
 ) -> Result<Affine, String> {
     match sweep(section, reference, config, all_angles) {
         Err(reason) if all_angles => Err(match named(section, reference, config) {
-            Some(name) => format!("{reason}; {name}"),
+            Some(name) => format!("{name} ({reason})"),
             None => reason,
         }),
         found => found,
@@ -54,11 +54,11 @@ pub(super) fn find(
 /// What is wrong with a section that fits nowhere, where that can be told.
 fn named(section: &Plane, reference: &Plane, config: &AlignConfig) -> Option<String> {
     if sweep(&resized(section, -1.0, 1.0), reference, config, true).is_ok() {
-        return Some("turned over it fits: the section is mirrored".to_owned());
+        return Some("the section is mirrored: turned over it fits".to_owned());
     }
     let fits = |k: &&f64| sweep(&resized(section, **k, **k), reference, config, false).is_ok();
     let size = OTHER_SIZES.iter().find(fits)?;
-    Some(format!("drawn {size} times as large it fits: its pixels are {size} times those of the others"))
+    Some(format!("its pixels are {size} times those of the others: drawn {size} times as large it fits"))
 }
 
 /// The section stretched about its first pixel, or turned over.

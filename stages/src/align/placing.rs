@@ -116,6 +116,8 @@ impl Aligner {
                 }
             }
         }
+        // The last were tried in every way: they tell most.
+        reasons.reverse();
         Err(format!("no coarse pose; {}", reasons.join("; ")))
     }
 
