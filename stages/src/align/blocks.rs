@@ -2,16 +2,18 @@
 //!
 //! `score(d) = sum t(x) r(x + d) / sqrt(sum t^2 sum r^2)` over the pixels of a patch that are filled in both at that offset: with the squares of
 //! others, a patch at the rim of a section would score better the more of it finds something, and the volume would shrink from section to
-//! section. So a patch at a straight rim is cut down to what is filled wherever it is looked for, and elsewhere pixels are masked. The peak is refined by a quadratic through its 3 x 3 neighbours. A patch is trusted where its peak lies inside the search and is high enough and, where the search is wide, stands out from the second
-//! peak and from the best score of the *mirrored* patch, which cannot be real (feabas' measure of chance).
-//! Where the search is narrow it climbs from the middle instead of looking everywhere. Cost: `patch^2` products a score, of which a wide search
-//! takes `1.25 (2 search + 1)^2` and a narrow one 9 to 15, three times that at a hole; eight products an instruction. For each column of offsets the window is laid out so
-//! that every score is one scalar product of two runs of memory.
+//! section. The peak is refined by a quadratic through its 3 x 3 neighbours. A patch is trusted where its peak lies inside the search and is
+//! high enough and, where the search is wide, stands out from the second peak and from the best score of the *mirrored* patch, which cannot be
+//! real (feabas' measure of chance). Where the search is narrow it climbs from the middle instead of looking everywhere.
+//!
+//! Cost: `patch^2` products a score, of which a wide search takes `1.25 (2 search + 1)^2` and a narrow one 9 to 15, three times that at a rim;
+//! eight products an instruction. For each column of offsets the window is laid out so that every score is one scalar product of two runs of
+//! memory.
 
 use kinesin_stream::geometry::Xy;
 use rayon::prelude::*;
 
-use super::filled::{Rectangle, Summed, common_centre, filled_part};
+use super::filled::{Square, Summed, common_centre};
 use crate::wide::{Kernel, wide};
 
 /// Sizes in pixels of the plane, and what is believed.
@@ -30,10 +32,7 @@ pub(super) struct Search {
 /// Little: less than this part of the median score.
 const LITTLE: f64 = 0.75;
 /// Distinctness that is asked for then.
-const AGAIN_DISTINCTNESS: f64 = 0.15;
-/// A patch is cut down to what is filled wherever it is looked for if that keeps this part of its pixels; else pixels are masked, at three
-/// times the cost.
-const KEPT: f64 = 0.8;
+pub(super) const AGAIN_DISTINCTNESS: f64 = 0.15;
 
 /// One patch of the moving plane.
 #[derive(Clone, Copy, Debug)]
@@ -116,21 +115,19 @@ fn match_one(
     (cell, space): (Xy<i64>, &mut Space),
 ) -> Option<Match> {
     let (n, reach) = (search.patch, search.reach);
-    let square = Rectangle { x: at.x, y: at.y, w: n, h: n };
-    let filled = fixed.of(square).1.min(moving.of(square).1);
-    if 2 * filled < n * n {
+    let square = Square { x: at.x, y: at.y, n };
+    if 2 * fixed.of(square).1.min(moving.of(square).1) < n * n {
         return None;
     }
-    let filled = filled_part(moving, fixed, square, reach).filter(|p| p.area() as f64 >= KEPT * filled as f64);
-    let (whole, part) = (filled.is_some(), filled.unwrap_or(square));
-    let middle = Xy::new(part.x as f64 + (part.w - 1) as f64 / 2.0, part.y as f64 + (part.h - 1) as f64 / 2.0);
+    let whole = moving.holes(square) + fixed.holes(square.wider(reach)) == 0;
+    let middle = Xy::new(at.x as f64 + (n - 1) as f64 / 2.0, at.y as f64 + (n - 1) as f64 / 2.0);
     let centre = moving.plane.to_full(if whole { middle } else { common_centre(moving.plane, fixed.plane, square)? });
     let Space { patch, windows, scores, mirrored } = space;
     patch.iter_mut().for_each(Vec::clear);
     let [values, squares, masks] = patch;
-    for y in part.y..part.y + part.h {
-        let from = y * moving.plane.width + part.x;
-        values.extend_from_slice(&moving.values[from..][..part.w]);
+    for y in at.y..at.y + n {
+        let from = y * moving.plane.width + at.x;
+        values.extend_from_slice(&moving.values[from..][..n]);
         if !whole {
             masks.extend(moving.plane.grey[from..][..n].iter().map(|v| i16::from(*v != 0)));
         }
@@ -141,7 +138,7 @@ fn match_one(
     let side = 2 * reach + 1;
     let own = f64::from(dot(&patch[0], &patch[0]));
     let wide = search.least_distinctness > 0.0;
-    let mut around = Around { fixed, part, side, whole, windows };
+    let mut around = Around { fixed, part: square, side, whole, windows };
     around.reset();
     if wide {
         around.everywhere(patch, own, 1, scores)
@@ -174,7 +171,7 @@ fn match_one(
 /// The square of offsets, `side` squared, in which a part of a plane is looked for.
 struct Around<'a> {
     fixed: &'a Summed<'a>,
-    part: Rectangle,
+    part: Square,
     side: usize,
     /// Whether all pixels are filled, in the patch and wherever it is looked for.
     whole: bool,
@@ -190,14 +187,14 @@ impl Around<'_> {
     /// Score at one offset of a patch as values, squares and filled pixels, `own` the sum of its squares; 0 where less than a quarter is
     /// filled: a patch of which half is filled in the middle of the search has neighbours on all sides to compare with.
     fn score(&mut self, [patch, squares, masks]: &[Vec<i16>; 3], own: f64, (dx, dy): (usize, usize)) -> f64 {
-        let (w, area) = (self.part.w, self.part.area());
+        let (n, area) = (self.part.n, self.part.n * self.part.n);
         let corner = Xy::new(self.part.x - self.side / 2, self.part.y - self.side / 2);
-        let (energy, filled) = self.fixed.of(Rectangle { x: corner.x + dx, y: corner.y + dy, ..self.part });
+        let (energy, filled) = self.fixed.of(Square { x: corner.x + dx, y: corner.y + dy, n });
         if 4 * filled < area || energy == 0 {
             return 0.0;
         }
         self.lay_out(dx);
-        let [values, their_squares, their_masks] = self.windows[dx].each_ref().map(|v| v.get(dy * w..).unwrap_or(&[]));
+        let [values, their_squares, their_masks] = self.windows[dx].each_ref().map(|v| v.get(dy * n..).unwrap_or(&[]));
         let squares = if self.whole {
             own * f64::from(energy)
         } else {
@@ -212,13 +209,13 @@ impl Around<'_> {
         if !values.is_empty() {
             return;
         }
-        let (Rectangle { w, h, .. }, plane) = (self.part, self.fixed.plane);
+        let (n, plane) = (self.part.n, self.fixed.plane);
         let corner = Xy::new(self.part.x - self.side / 2, self.part.y - self.side / 2);
-        for y in corner.y..corner.y + h + self.side - 1 {
+        for y in corner.y..corner.y + n + self.side - 1 {
             let from = y * plane.width + corner.x + dx;
-            values.extend_from_slice(&self.fixed.values[from..][..w]);
+            values.extend_from_slice(&self.fixed.values[from..][..n]);
             if !self.whole {
-                masks.extend(plane.grey[from..][..w].iter().map(|v| i16::from(*v != 0)));
+                masks.extend(plane.grey[from..][..n].iter().map(|v| i16::from(*v != 0)));
             }
         }
         if !self.whole {

@@ -5,7 +5,7 @@ use kinesin_stream::ids::SerialIndex;
 use kinesin_stream::map::{Affine, Map};
 use ndarray::Array2;
 
-use super::blocks::{Match, Search, match_blocks, match_some};
+use super::blocks::{AGAIN_DISTINCTNESS, Match, Search, match_blocks, match_some};
 use super::config::AlignConfig;
 use super::cut::Labels;
 use super::filled::Summed;
@@ -152,10 +152,10 @@ impl Sources {
         let between = Search {
             patch: sized(config.patch_px).max(8),
             stride: sized(config.stride_px / 2),
-            reach: FINE_REACH,
+            reach: AGAIN_REACH,
             least_score: config.least_score,
-            least_distinctness: 0.0,
-            again: AGAIN_REACH,
+            least_distinctness: AGAIN_DISTINCTNESS,
+            again: 0,
         };
         let moved = self.moved(LEVEL, map, piece);
         let moved = Summed::new(&moved);
