@@ -63,6 +63,10 @@ impl Driver<'_> {
             Log::Commits => self.out().join("commits.jsonl"),
             Log::Equivalences => self.out().join("volume/equivalences.jsonl"),
         };
+        // A run writes its report after every record is synced: nothing is left to tear then.
+        if self.out().join("report.json").exists() {
+            return false;
+        }
         let Ok(text) = fs::read(&path) else { return false };
         // A power cut takes from what was not synced: of the last line.
         let last = text.split_inclusive(|b| *b == b'\n').next_back().map_or(0, <[u8]>::len);
