@@ -10,6 +10,7 @@ use super::config::AlignConfig;
 use super::cut::Labels;
 use super::filled::Summed;
 use super::fit::{self, FOLDS, Pair};
+use super::lattice::Lattice;
 use super::links::near_inverse;
 use super::plane::Plane;
 use super::{Reference, Residual, area_of, pieces, warp};
@@ -94,8 +95,9 @@ pub(super) fn place(
     }
     let cut = pieces::suspect(&tied, &map)
         .then(|| pieces::in_pieces(&sources, &passes, (&Map::Affine(pose), &wide), &axes, (low, high), config));
-    if let Some(cut) = cut.flatten().filter(|cut| cut.fits_better(&sources, &map)) {
-        let placed = judge(cut.map, cut.axes, FIRST_STIFFNESS, cut.tied, references)?;
+    if let Some(cut) = cut.flatten().filter(|cut| cut.fits_better(&sources, &map))
+        && let Ok(placed) = judge(cut.map, cut.axes, FIRST_STIFFNESS, cut.tied, references)
+    {
         return Ok(Placed { in_pieces: true, ..placed });
     }
     judge(map, axes, stiffness, tied, references)
@@ -160,8 +162,8 @@ impl Sources {
         let moved = self.moved(LEVEL, map, piece);
         let moved = Summed::new(&moved);
         for (tied, planes) in tied.iter_mut().zip(&self.fixed) {
-            let sure: Vec<Xy<f64>> = tied.iter().filter(|t| t.found.trusted).map(|t| t.found.at).collect();
-            let more = match_some(&moved, &Summed::new(&planes[LEVEL]), &between, &|at| alone(at, &sure, config));
+            let sure = places(tied.iter().filter(|t| t.found.trusted).map(|t| t.found.at), config);
+            let more = match_some(&moved, &Summed::new(&planes[LEVEL]), &between, &|at| sure.leaves_alone(at));
             tied.extend(tie(more, map).into_iter().filter_map(|t| t.second_hand()));
         }
     }
@@ -178,17 +180,15 @@ impl Sources {
 /// What a pass cannot tell, the one before it still does: its matches are kept where there are no new ones.
 pub(super) fn carry(tied: &mut [Vec<Tied>], before: &[Vec<Tied>], config: &AlignConfig) {
     for (tied, before) in tied.iter_mut().zip(before) {
-        let sure: Vec<Xy<f64>> = tied.iter().filter(|t| t.found.trusted).map(|t| t.from).collect();
-        let kept = before.iter().filter(|t| alone(t.from, &sure, config));
+        let sure = places(tied.iter().filter(|t| t.found.trusted).map(|t| t.from), config);
+        let kept = before.iter().filter(|t| sure.leaves_alone(t.from));
         tied.extend(kept.filter_map(|t| t.second_hand()));
     }
 }
 
-/// Whether a place is far from all that are sure.
-fn alone(place: Xy<f64>, sure: &[Xy<f64>], config: &AlignConfig) -> bool {
-    let far = f64::from(config.stride_px) * ALONE;
-    let square = |d: Xy<f64>| d.x * d.x + d.y * d.y;
-    sure.iter().all(|s| square(*s - place) > far * far)
+/// The places that are sure: tissue beyond [`ALONE`] of them is without a match.
+fn places(sure: impl Iterator<Item = Xy<f64>>, config: &AlignConfig) -> Lattice {
+    Lattice::new(sure, f64::from(config.stride_px) * ALONE)
 }
 
 /// The map through the matches with all references.

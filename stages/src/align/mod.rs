@@ -40,6 +40,7 @@ mod fit;
 mod insert;
 mod join;
 mod keys;
+mod lattice;
 mod links;
 mod look;
 mod pieces;

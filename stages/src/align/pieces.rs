@@ -39,7 +39,7 @@ impl InPieces {
     /// Whether, where it differs, the section correlates clearly better than under the map that bends it as a whole.
     pub(super) fn fits_better(&self, sources: &Sources, whole: &Map) -> bool {
         let [own, other] = cut::agreements(&sources.own[1], &[&sources.fixed[self.nearest][1]], [&self.map, whole]);
-        own > CLEARLY_BETTER * other
+        own > 0.0 && own > CLEARLY_BETTER * other
     }
 }
 
@@ -69,7 +69,8 @@ pub(super) fn in_pieces(
     let piece = cut::pieces(&first)?;
     let n = piece.iter().flatten().max().map_or(0, |m| m + 1);
     let part = |k: usize| first.iter().zip(&piece).filter(move |(_, p)| **p == Some(k)).map(|(t, _)| *t);
-    let mut tied: Vec<Vec<Vec<Tied>>> = (0..n).map(|k| vec![part(k).collect()]).collect();
+    let of = |k: usize, r: usize| if r == nearest { part(k).collect() } else { vec![] };
+    let mut tied: Vec<Vec<Vec<Tied>>> = (0..n).map(|k| (0..sources.fixed.len()).map(|r| of(k, r)).collect()).collect();
     let mut maps = vec![];
     for t in &tied {
         maps.push(solved(t, axes, config, Some(FIRST_STIFFNESS)).ok()?.map);

@@ -6,7 +6,8 @@
 //! seen   4  5  5  7  7  .  10 11          a short gap shows the section before it, and nothing is labelled there
 //!                         |               after a longer one every object ends: no field of view lies on both sides
 //! ```
-//! Every object ends also where the alignment says that the volume is broken before a section. All follows from the volume and the records of its sections, so a restart and any order of work see the same.
+//! Every object ends also where the alignment says that the volume is broken before a section. All follows from the volume and the records
+//! of its sections, so a restart and any order of work see the same.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -49,7 +50,11 @@ impl Gaps {
                 None => Array2::from_elem(own.dim(), false),
                 Some(mask) => mask.section(z, own.dim())?,
             };
-            let ends_objects = broken || gap > self.bridge && gap < z;
+            // A break before a section that cannot be relied on is one before the next that can.
+            let mut ends_objects = broken || gap > self.bridge && gap < z;
+            for at in z - gap..z {
+                ends_objects |= self.told(at)?.1;
+            }
             return Ok(FloodSection { ends_objects, ..FloodSection::new(own, exclude) });
         }
         let shown = if gap < self.bridge && gap < z { image.section(z - gap - 1)? } else { own };
@@ -96,10 +101,12 @@ impl Gaps {
 #[cfg(test)]
 mod tests {
     use kinesin_stream::geometry::Zyx;
+    use kinesin_stream::ids::SerialIndex;
     use kinesin_stream::volume::{Dtype, VolumeError, VolumeInfo, VolumeSource};
     use ndarray::{Array3, s};
 
     use super::*;
+    use crate::align::{AlignConfig, Alignment, Quality};
 
     /// Sections of one grey value each; 0 is no data.
     struct Greys(Vec<u8>, VolumeInfo);
@@ -119,15 +126,18 @@ mod tests {
         }
     }
 
-    fn seen(greys: &[u8], bridge: usize) -> Vec<(u8, bool, bool)> {
-        let info = VolumeInfo {
+    fn info(sections: usize) -> VolumeInfo {
+        VolumeInfo {
             path: PathBuf::new(),
-            shape: Zyx::new(greys.len(), 2, 2),
+            shape: Zyx::new(sections, 2, 2),
             voxel_size: None,
             dtype: Dtype::U8,
             origin: Zyx::default(),
-        };
-        let image = Reduced::whole(Box::new(Greys(greys.to_vec(), info)));
+        }
+    }
+
+    fn seen(greys: &[u8], bridge: usize) -> Vec<(u8, bool, bool)> {
+        let image = Reduced::whole(Box::new(Greys(greys.to_vec(), info(greys.len()))));
         let mut gaps = Gaps::new(bridge, None);
         let told = |z| {
             let s = gaps.section(&image, None, z).expect("readable");
@@ -156,17 +166,29 @@ mod tests {
     }
 
     #[test]
+    fn a_break_before_a_section_that_cannot_be_relied_on_ends_objects_at_the_next() {
+        let run = tempfile::tempdir().expect("a folder");
+        let blank = Alignment::failed(SerialIndex(1), "s", "blank".into());
+        let record = Alignment { broken_before: true, ..blank };
+        let quality = Quality::of(&record, &AlignConfig::default());
+        let file = AlignmentFile { section: "s".into(), z: 1, map: None, quality, record };
+        let path = SectionFiles::new(run.path(), 1).alignment();
+        std::fs::create_dir_all(path.parent().expect("a folder")).expect("writable");
+        std::fs::write(&path, serde_json::to_vec(&file).expect("JSON")).expect("writable");
+        let image = || Reduced::whole(Box::new(Greys(vec![4, 0, 6], info(3))));
+        let ends = |records| {
+            let mut gaps = Gaps::new(1, records);
+            (0..3).map(|z| gaps.section(&image(), None, z).expect("readable").ends_objects).collect::<Vec<bool>>()
+        };
+        assert_eq!(ends(Some(run.path().to_path_buf())), [false, false, true]);
+        assert_eq!(ends(None), [false, false, false]);
+    }
+
+    #[test]
     fn what_is_seen_does_not_depend_on_where_one_begins() {
         let whole = seen(&[4, 0, 0, 7, 0, 9], 1);
         for first in 0..6 {
-            let info = VolumeInfo {
-                path: PathBuf::new(),
-                shape: Zyx::new(6, 2, 2),
-                voxel_size: None,
-                dtype: Dtype::U8,
-                origin: Zyx::default(),
-            };
-            let image = Reduced::whole(Box::new(Greys(vec![4, 0, 0, 7, 0, 9], info)));
+            let image = Reduced::whole(Box::new(Greys(vec![4, 0, 0, 7, 0, 9], info(6))));
             let mut gaps = Gaps::new(1, None);
             for (z, wanted) in whole.iter().enumerate().skip(first) {
                 let s = gaps.section(&image, None, z).expect("readable");

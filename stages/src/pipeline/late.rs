@@ -64,9 +64,8 @@ impl Reviser {
             self.inserted(section, tiles)?
         };
         let Some(map) = record.map.clone() else {
-            // What was there stays; a section without a place says what was tried last.
-            let failed = AlignmentFile { quality: Quality::of(&record, &self.late.config), record, ..before.clone() };
-            return Ok(if before.map.is_some() { before } else { failed });
+            // Version 0 stays as it is; this one has no place, and says what was tried last.
+            return Ok(AlignmentFile { map: None, quality: Quality::of(&record, &self.late.config), record, ..before });
         };
         // The record is in the aligner's own frame.
         let own = SectionToVolume(shifted(&map.0, as_float(self.late.origin) * -1.0)?);
@@ -78,17 +77,23 @@ impl Reviser {
     fn inserted(&self, section: &Montaged, tiles: &mut TileCache) -> Result<Alignment, StopError> {
         let z = section.plan.serial.0;
         let view = view_of(section, &self.renderer.plain(), tiles, self.late.config.reduction)?;
-        let below = self.nearest((z.saturating_sub(AROUND)..z).rev(), z)?;
-        let above = self.nearest(z + 1..(z + AROUND + 1).min(self.image.shape.z as u32), z)?;
+        let broken = self.first(z)?.is_some_and(|f| f.record.broken_before);
+        let below = self.nearest((z.saturating_sub(AROUND)..z).rev(), z, broken)?;
+        let above = self.nearest(z + 1..(z + AROUND + 1).min(self.image.shape.z as u32), z, false)?;
         let tries: Vec<Vec<u32>> = match (below, above) {
             (Some((a, false)), Some((b, false))) => vec![vec![a, b]],
-            (a, b) => [a, b].into_iter().flatten().map(|(at, _)| vec![at]).collect(),
+            (a, b) => {
+                let mut sides: Vec<(u32, bool)> = [a, b].into_iter().flatten().collect();
+                sides.sort_by_key(|(_, broken)| *broken);
+                sides.into_iter().map(|(at, _)| vec![at]).collect()
+            }
         };
         let nothing = format!("no section with a place lies within {AROUND} of it");
         let mut record = Alignment::failed(section.plan.serial, &section.plan.name, nothing);
         for around in tries {
             let images = around.into_iter().map(|at| self.published(at)).collect::<Result<Vec<_>, _>>()?;
             record = insert(&view, images, &self.late.config)?;
+            record.broken_before = broken;
             if record.map.is_some() {
                 break;
             }
@@ -96,9 +101,13 @@ impl Reviser {
         Ok(record)
     }
 
-    /// The nearest section to rely on, and whether the volume is broken between it and `z`.
-    fn nearest(&self, order: impl Iterator<Item = u32>, z: u32) -> Result<Option<(u32, bool)>, StopError> {
-        let mut broken = false;
+    /// The nearest section to rely on, and whether the volume is broken between it and `z`, `broken` being whether it is right beside `z`.
+    fn nearest(
+        &self,
+        order: impl Iterator<Item = u32>,
+        z: u32,
+        mut broken: bool,
+    ) -> Result<Option<(u32, bool)>, StopError> {
         for at in order {
             let Some(file) = self.first(at)? else { continue };
             // A break is before a section.
