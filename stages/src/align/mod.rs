@@ -19,13 +19,13 @@
 //! *Memory.* Between calls [`Aligner::held_bytes`]: three bytes a reduced pixel for each section kept. During a call about
 //! `45 B` a reduced pixel of the section ([`Aligner::working_bytes`]).
 //!
-//! *Cost.* One thread, Mpx of section a CPU second (bench `align`): 22 to 26; a section in pieces takes four times as long. Of the 40 ms a
-//! Mpx, a third is matching, a fifth the coarse step, a tenth each the solves, the warps and the comparable form. Floor: three products a
+//! *Cost.* One thread, Mpx of section a CPU second (bench `align`): 16 to 18; a section in pieces takes some five times as long. Of the 60 ms a
+//! Mpx, half is matching, a third of that where the lattice leaves tissue without a match at rims. Floor: three products a
 //! pixel and level, one warp and one filter, about 100 Mpx.
 //!
 //! *Floor of accuracy.* Neighbouring sections differ, and patches follow them by about 1 px. Measured with 3 degrees, 40 px and a smooth
-//! field of 6 px per section: block face at 10 nm, every third section, 1.0 px rms (p99 3.2) from the truth, 0.23 px where nothing was bent.
-//! Cortex cut at 30 nm (6 nm pixels) lands 1.6 px rms from where the same tissue lands undeformed; that stack itself jumps by 3 to 6 px.
+//! field of 6 px per section: block face at 10 nm, every third section, 1.0 px rms (p99 3.1) from the truth, 0.27 px where nothing was bent.
+//! Cortex cut at 30 nm (6 nm pixels) lands 1.4 px rms from where the same tissue lands undeformed; that stack itself jumps by 3 to 6 px.
 
 mod blocks;
 mod chains;
