@@ -48,7 +48,7 @@ impl From<Link> for [f64; 5] {
 }
 
 impl Links {
-    /// From patches that were found in an image of `reference` drawn under `drawn_as`; `None` where too few are trusted to count.
+    /// From patches that were found in an image of `reference` drawn under `drawn_as`.
     pub(super) fn new(reference: SerialIndex, tied: &[Tied], weight: f64, drawn_as: &Map) -> Self {
         let guess = near_inverse(drawn_as);
         let link = |t: &Tied| {

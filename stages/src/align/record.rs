@@ -120,7 +120,7 @@ impl Alignment {
     }
 
     /// Of a section without a place.
-    pub(super) fn unplaced(serial: SerialIndex, name: &str, verdict: Verdict) -> Self {
+    pub(crate) fn unplaced(serial: SerialIndex, name: &str, verdict: Verdict) -> Self {
         Self {
             serial,
             name: name.to_owned(),

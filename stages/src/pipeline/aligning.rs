@@ -393,24 +393,11 @@ pub(super) fn shifted(map: &Map, origin: Xy<f64>) -> Result<Map, StopError> {
 /// The record of a section that stays where it was montaged.
 fn unmoved(section: &Montaged) -> Alignment {
     let missing = section.montage.tiles.is_empty();
+    let verdict = if missing { Verdict::Missing } else { Verdict::Reference };
     Alignment {
-        serial: section.plan.serial,
-        name: section.plan.name.clone(),
-        verdict: if missing { Verdict::Missing } else { Verdict::Reference },
         map: (!missing).then_some(SectionToVolume(Map::IDENTITY)),
-        residual_px: None,
         confidence: 1.0,
-        kept_as_reference: false,
-        references: Vec::new(),
-        stiffness: None,
-        broken_before: false,
-        outvoted: None,
-        beside: None,
-        in_pieces: false,
-        key: None,
-        shape: None,
-        residual_map: None,
-        flow: Vec::new(),
+        ..Alignment::unplaced(section.plan.serial, &section.plan.name, verdict)
     }
 }
 
